@@ -1,0 +1,142 @@
+"""Frozen, validated configuration: the switches of the algorithm and the token budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from paddle_recomp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """The switches of Recoverable Compression, one per place where the paper's words and the
+    authors' public code differ. The defaults are the `corrected` preset."""
+
+    method: str = "recoverable"
+    """A name in `methods.METHODS`."""
+    question_source: Literal["question", "prompt_first_line"] = "question"
+    """What CLIP reads: the question, or line 0 of the decoded prompt (public code)."""
+    text_pooling: Literal["end_of_text", "last_position"] = "end_of_text"
+    """CLIP's own pooling, or the last padded position (public code)."""
+    patch_layernorm: bool = True
+    """Apply CLIP's post_layernorm to the patches before visual_projection."""
+    attention: Literal["concat", "heads"] = "concat"
+    """Visual score from the concatenated heads, or the tower's attention, mean over heads."""
+    outliers: Literal["above_median", "all"] = "above_median"
+    """Which outliers of the local outlier factor the dynamic scale filter counts."""
+    text_sign: Literal[1, -1] = 1
+    """Sign of the text score; published work disagrees on it."""
+    text_scope: Literal["remainder", "all"] = "remainder"
+    """Filter the text score over what is left, or over all with kept patches at the minimum."""
+    centres_of: Literal["remainder", "channels"] = "remainder"
+    """What the centres' ratio multiplies: tokens left, or the channel count (public code)."""
+    cluster_keys: Literal["aligned", "misaligned"] = "aligned"
+    """`misaligned`: position j of the remainder takes key j of all patches (public code)."""
+    merge: Literal["normalised", "raw"] = "normalised"
+    """Whether the weights of a merged token sum to one."""
+    rest: Literal["always", "with_centres"] = "always"
+    """When the token that sums up everything else is kept."""
+    text_weight: float = 50.0
+    """Weight of the text score beside the key similarity when members are chosen."""
+    members: int = 32
+    """Tokens that each centre absorbs at most."""
+    neighbours: int = 20
+    """Neighbours of the outlier factor over visual and text scores."""
+    centre_neighbours: int = 10
+    """Neighbours of the outlier factor that counts the centres."""
+    outlier_threshold: float = 1.5
+    """A local outlier factor above this is an outlier (scikit-learn's `auto`)."""
+    seed: int = 0
+    """Seed of the `random` method."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if allowed := get_args(hint):
+                if value not in allowed or isinstance(value, bool):
+                    raise ConfigError(f"{field.name} is {value!r}; allowed: {_listing(allowed)}")
+            elif not _is_instance(value, hint):
+                raise ConfigError(f"{field.name} is {value!r}; expected {hint.__name__}")
+        for name in ("members", "neighbours", "centre_neighbours"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+    def with_options(self, **options: Any) -> CompressionConfig:
+        """A copy with some options changed.
+
+        Raises: ConfigError naming an unknown option or a value out of range."""
+        names = [field.name for field in fields(self)]
+        for name in options:
+            if name not in names:
+                raise ConfigError(f"unknown option {name!r}; known: {_listing(names)}")
+        return replace(self, **options)
+
+
+PRESETS: dict[str, CompressionConfig] = {
+    "corrected": CompressionConfig(),
+    "faithful": CompressionConfig(
+        question_source="prompt_first_line",
+        text_pooling="last_position",
+        patch_layernorm=False,
+        outliers="all",
+        text_scope="all",
+        centres_of="channels",
+        cluster_keys="misaligned",
+        merge="raw",
+        rest="with_centres",
+    ),
+}
+
+
+def preset(name: str, **options: Any) -> CompressionConfig:
+    """The named preset with options changed.
+
+    Raises: ConfigError naming an unknown preset or option."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known: {_listing(PRESETS)}")
+    return PRESETS[name].with_options(**options)
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many tokens an image may become: the filter decides (neither field), at most
+    `max_tokens`, or exactly `tokens`."""
+
+    tokens: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.max_tokens is not None:
+            raise ConfigError(
+                f"tokens={self.tokens} and max_tokens={self.max_tokens} exclude each other; "
+                "give one"
+            )
+        for name in ("tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and not (_is_instance(value, int) and value >= 1):
+                raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+
+    def bounds(self, num_patches: int) -> tuple[int, int]:
+        """The least and most tokens for an image of `num_patches`.
+
+        Raises: ConfigError when `tokens` asks for more tokens than there are patches."""
+        if self.tokens is not None:
+            if self.tokens > num_patches:
+                raise ConfigError(
+                    f"tokens is {self.tokens}, but an image has only {num_patches} patches"
+                )
+            return self.tokens, self.tokens
+        # A prompt that speaks of an image needs at least one token of it.
+        return 1, min(self.max_tokens or num_patches, num_patches)
+
+
+def _is_instance(value: object, kind: type) -> bool:
+    if kind is not bool and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _listing(values: Any) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,82 @@
+"""Plain data that passes between the rooms. Shapes: B images, N patches, C vision width,
+P joint width, M token capacity, D language-model width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+Tensor: TypeAlias = Any
+"""A paddle.Tensor inside the graph, a numpy.ndarray outside; the light path has no paddle."""
+
+
+class Stage(IntEnum):
+    """Why a token is there: the values of `Compressed.stage`."""
+
+    PADDING = -1
+    VISUAL = 0
+    TEXT = 1
+    MERGED = 2
+    REST = 3
+
+
+class VisionFeatures(NamedTuple):
+    """What the vision tower gives for an image, once, whatever will be asked about it."""
+
+    features: Tensor
+    """[B, N, C] float: hidden state −2, class token dropped (LLaVA's choice of layer)."""
+    keys: Tensor
+    """[B, N, C] float: key projections of the last layer, class token dropped."""
+    visual_score: Tensor
+    """[B, N] float: attention of the class token to each patch."""
+    patch_embeds: Tensor
+    """[B, N, P] float: each patch in the joint image-text space."""
+
+
+class Compressed(NamedTuple):
+    """The tokens that a question needs, with the provenance of every patch."""
+
+    tokens: Tensor
+    """[B, M, C] float: kept patches in ascending order, merged centres, the rest; then zeros."""
+    count: Tensor
+    """[B] int64: how many of the M are real."""
+    index: Tensor
+    """[B, M] int64: the patch number of a kept token, −1 for merged, rest and padding."""
+    stage: Tensor
+    """[B, M] int64: a `Stage`."""
+    owner: Tensor
+    """[B, N] int64: the token that each patch went into, −1 where it was dropped."""
+    centre: Tensor
+    """[B, M] int64: the patch at the centre of a merged token, −1 elsewhere."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds spent in each step of one answer; `vision` is 0 when the image was seen before."""
+
+    vision: float = 0.0
+    text: float = 0.0
+    compress: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    first_token: float = 0.0
+    """From the call until the first token of the answer exists (TTFT)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with what it cost and which tokens it was drawn from."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    stage_counts: dict[str, int]
+    """Visual tokens by stage: visual, text, merged, rest."""
+    num_patches: int
+    timing: Timing
+    compressed: Compressed | None
+    """Provenance as numpy arrays with B = 1; None without compression."""
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return sum(self.stage_counts.values())
