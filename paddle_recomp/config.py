@@ -8,6 +8,16 @@ from typing import Any, Literal, get_args, get_type_hints
 from paddle_recomp.errors import ConfigError
 
 
+def _is_instance(value: object, kind: type) -> bool:
+    if kind is not bool and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _listing(values: Any) -> str:
+    return ", ".join(str(value) for value in values)
+
+
 @dataclass(frozen=True)
 class CompressionConfig:
     """The switches of Recoverable Compression, one per place where the paper's words and the
@@ -25,6 +35,9 @@ class CompressionConfig:
     """Visual score from the concatenated heads, or the tower's attention, mean over heads."""
     outliers: Literal["above_median", "all"] = "above_median"
     """Which outliers of the local outlier factor the dynamic scale filter counts."""
+    scaling: Literal["exact", "float64"] = "exact"
+    """How a count is scaled by its ratio: in integers, or truncated from float64 (public code),
+    which loses one token at some sizes, since 49 * (1 / 49) < 1."""
     text_sign: Literal[1, -1] = 1
     """Sign of the text score; published work disagrees on it."""
     text_scope: Literal["remainder", "all"] = "remainder"
@@ -81,6 +94,7 @@ PRESETS: dict[str, CompressionConfig] = {
         text_pooling="last_position",
         patch_layernorm=False,
         outliers="all",
+        scaling="float64",
         text_scope="all",
         centres_of="channels",
         cluster_keys="misaligned",
@@ -130,13 +144,3 @@ class TokenBudget:
             return self.tokens, self.tokens
         # A prompt that speaks of an image needs at least one token of it.
         return 1, min(self.max_tokens or num_patches, num_patches)
-
-
-def _is_instance(value: object, kind: type) -> bool:
-    if kind is not bool and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _listing(values: Any) -> str:
-    return ", ".join(str(value) for value in values)

@@ -79,4 +79,5 @@ class Answer:
 
     @property
     def num_visual_tokens(self) -> int:
+        """Visual tokens in front of the language model."""
         return sum(self.stage_counts.values())

@@ -1,0 +1,104 @@
+"""From the choice of a method to its output: tokens in order, padded, with their provenance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import paddle
+
+from paddle_recomp import ops
+from paddle_recomp.types import Compressed, Stage, Tensor
+
+
+class Merged(NamedTuple):
+    """Tokens that stand for several patches: K centres and one rest token behind them."""
+
+    weights: Tensor
+    """[B, K + 1, N] float: share of each patch in each centre's token, the rest token last."""
+    centre: Tensor
+    """[B, K] int64: the patch of each centre, in the order of the output."""
+    n_centres: Tensor
+    """[B] int64: how many of the K are real."""
+    n_rest: Tensor
+    """[B] int64: 1 where the rest token is kept."""
+    is_centre: Tensor
+    """[B, N] bool."""
+    centre_rank: Tensor
+    """[B, N] int64: place of each centre patch among the centres."""
+    absorbed: Tensor
+    """[B, N] bool: patches that some centre took in."""
+    best_centre: Tensor
+    """[B, N] int64: the most similar of the centres that took a patch in."""
+
+
+def assemble(
+    features: Tensor, kept: Tensor, kept_text: Tensor | None, merged: Merged | None
+) -> Compressed:
+    """Kept patches in ascending order (a language model is sensitive to order), then the merged
+    tokens, then the rest token; padded to the largest count of the batch.
+
+    Shapes: features [B, N, C], kept [B, N] bool, kept_text [B, N] bool (those that are there for
+    the question) -> see `Compressed`."""
+    size = features.shape[1]
+    patch = paddle.arange(size, dtype="int64").unsqueeze(0)
+    kept_count = kept.astype("int64").sum(axis=1, keepdim=True)
+    none = paddle.zeros_like(kept_count)
+    n_centres = none if merged is None else merged.n_centres.unsqueeze(1)
+    n_rest = none if merged is None else merged.n_rest.unsqueeze(1)
+    count = kept_count + n_centres + n_rest
+
+    capacity = count.max()
+    row = patch[:, :capacity]
+    # Distinct integers, so that the order of equal keys cannot matter.
+    ascending = paddle.argsort(paddle.where(kept, patch, patch + size), axis=1)[:, :capacity]
+    is_kept = row < kept_count
+    is_merged = paddle.logical_and(row >= kept_count, row < kept_count + n_centres)
+    is_rest = paddle.logical_and(row >= kept_count + n_centres, row < count)
+
+    pool, source, centre = features, paddle.where(is_kept, ascending, ascending * 0), None
+    owner = paddle.where(
+        kept, paddle.cumsum(kept.astype("int64"), axis=1) - 1, paddle.full_like(patch, -1)
+    )
+    if merged is not None:
+        pool = paddle.concat([features, paddle.matmul(merged.weights, features)], axis=1)
+        rest_place = paddle.shape(merged.weights)[1] - 1
+        place = (row - kept_count).clip(min=0)
+        place = paddle.minimum(place, paddle.full_like(place, rest_place))
+        source = paddle.where(is_merged, size + place, source)
+        source = paddle.where(is_rest, paddle.full_like(source, size + rest_place), source)
+        centre = _patch_of(merged.centre, place)
+        owner = _with_merged_owners(owner, kept, kept_count, merged)
+
+    nothing = paddle.full_like(source, -1)
+    text = paddle.zeros_like(patch) if kept_text is None else kept_text.astype("int64")
+    stage_of_patch = text * int(Stage.TEXT) + (1 - text) * int(Stage.VISUAL) + kept_count * 0
+    stage = paddle.where(
+        is_kept, paddle.take_along_axis(stage_of_patch, ascending, 1, broadcast=False), nothing
+    )
+    stage = paddle.where(is_merged, paddle.full_like(stage, int(Stage.MERGED)), stage)
+    stage = paddle.where(is_rest, paddle.full_like(stage, int(Stage.REST)), stage)
+    real = (row < count).astype(features.dtype).unsqueeze(-1)
+    return Compressed(
+        tokens=ops.take_rows(pool, source) * real,
+        count=count.squeeze(1),
+        index=paddle.where(is_kept, ascending, nothing),
+        stage=stage,
+        owner=owner,
+        centre=nothing if centre is None else paddle.where(is_merged, centre, nothing),
+    )
+
+
+def _patch_of(centre: Tensor, place: Tensor) -> Tensor:
+    """The patch of the centre at each place: centre [B, K], place [B, M] (up to K) -> [B, M]."""
+    padded = paddle.concat([centre, paddle.zeros_like(centre[:, :1])], axis=1)
+    return paddle.take_along_axis(padded, place, axis=1, broadcast=False)
+
+
+def _with_merged_owners(owner: Tensor, kept: Tensor, kept_count: Tensor, merged: Merged) -> Tensor:
+    """Adds to the owners [B, N] of the kept patches those of all others."""
+    has_rest = merged.n_rest.unsqueeze(1) > 0
+    rest_row = kept_count + merged.n_centres.unsqueeze(1) + paddle.zeros_like(owner)
+    left = paddle.logical_and(has_rest, paddle.logical_not(kept))
+    owner = paddle.where(left, rest_row, owner)
+    owner = paddle.where(merged.absorbed, kept_count + merged.best_centre, owner)
+    return paddle.where(merged.is_centre, kept_count + merged.centre_rank, owner)

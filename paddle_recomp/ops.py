@@ -1,0 +1,202 @@
+"""The tensor operations of the compressor, in Paddle: batched, no branch on data, exportable.
+
+B images, N patches, C width, K centres. Counts are int64 [B], so that every image of a batch may
+keep a different number of tokens. The exporter aborts on `masked_fill`, `searchsorted`, `median`
+and `1 / x`, hence `where`, sorts and `reciprocal` in their place.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import paddle
+import paddle.nn.functional as F  # noqa: N812
+
+from paddle_recomp.types import Tensor
+
+
+def class_attention(
+    q_cls: Tensor, keys: Tensor, num_heads: int, mode: Literal["concat", "heads"]
+) -> Tensor:
+    """Attention of the class token to each patch: the visual score.
+
+    `concat` treats the concatenated heads as one (paper eq. 1 and public code), `heads` is the
+    tower's own attention, mean over heads.
+
+    Shapes: q_cls [B, C], keys [B, 1 + N, C] with the class token first -> [B, N]."""
+    heads = 1 if mode == "concat" else num_heads
+    width = q_cls.shape[-1] // heads
+    query = q_cls.reshape([-1, heads, 1, width])
+    logits = paddle.matmul(query, keys.reshape([0, -1, heads, width]).transpose([0, 2, 3, 1]))
+    attention = F.softmax(logits * width**-0.5, axis=-1)
+    return attention[:, :, 0, 1:].mean(axis=1)
+
+
+def cosine_scores(text_embeds: Tensor, patch_embeds: Tensor) -> Tensor:
+    """Text score of each patch: cos(text, patch) / sqrt(P) (public code).
+
+    Shapes: text_embeds [B, P], patch_embeds [B, N, P] -> [B, N]."""
+    text = F.normalize(text_embeds, axis=-1).unsqueeze(-1)
+    patches = F.normalize(patch_embeds, axis=-1)
+    return paddle.matmul(patches, text).squeeze(-1) * patch_embeds.shape[-1] ** -0.5
+
+
+def outlier_count(
+    scores: Tensor,
+    mask: Tensor,
+    neighbours: int,
+    threshold: float,
+    side: Literal["above_median", "all"],
+) -> Tensor:
+    """How many of the masked scores have a local outlier factor above the threshold.
+
+    Equals scikit-learn's `LocalOutlierFactor` on the masked scores as one column. In one
+    dimension the k nearest neighbours lie within k places in sorted order, so a sort and a
+    window of 2k replace the search. In float64, as scikit-learn computes.
+
+    Shapes: scores [B, N] float, mask [B, N] bool -> [B] int64."""
+    size = scores.shape[1]
+    count = mask.astype("int64").sum(axis=1, keepdim=True)
+    value, valid = _sorted_masked(scores.astype("float64"), mask, count)
+    if size < 2:
+        return count.squeeze(1) * 0
+
+    position = paddle.arange(size, dtype="int64")
+    reach_out = min(neighbours, size - 1)
+    offsets = paddle.concat(
+        [
+            paddle.arange(-reach_out, 0, dtype="int64"),
+            paddle.arange(1, reach_out + 1, dtype="int64"),
+        ]
+    )
+    window = position.unsqueeze(1) + offsets.unsqueeze(0)
+    inside = paddle.logical_and(window >= 0, window < size).unsqueeze(0)
+    inside = paddle.logical_and(inside, window.unsqueeze(0) < count.unsqueeze(-1))
+    window = window.clip(0, size - 1).flatten()
+
+    def over_window(x: Tensor) -> Tensor:
+        return paddle.gather(x, window, axis=1).reshape([-1, size, 2 * reach_out])
+
+    far = paddle.full([1], 1e300, dtype="float64")
+    distance = paddle.where(inside, (over_window(value) - value.unsqueeze(-1)).abs(), far)
+    distance, nearest = paddle.topk(distance, reach_out, axis=-1, largest=False, sorted=True)
+
+    # scikit-learn clamps k to the number of other points, at least one.
+    k = (count - 1).clip(1, reach_out)
+    near = (paddle.arange(reach_out, dtype="int64").reshape([1, 1, -1]) < k.unsqueeze(-1)).astype(
+        "float64"
+    )
+    last = paddle.zeros_like(nearest[:, :, :1]) + (k - 1).unsqueeze(-1)
+    k_distance = paddle.take_along_axis(distance, last, axis=-1, broadcast=False).squeeze(-1)
+
+    def over_nearest(x: Tensor) -> Tensor:
+        return paddle.take_along_axis(over_window(x), nearest, axis=-1, broadcast=False)
+
+    share = paddle.reciprocal(k.astype("float64"))
+    reach = paddle.maximum(over_nearest(k_distance), distance)
+    density = paddle.reciprocal((reach * near).sum(axis=-1) * share + 1e-10)
+    factor = (over_nearest(density) * near).sum(axis=-1) * share * paddle.reciprocal(density)
+
+    # A point alone has no neighbours, so it stands out from nothing.
+    outlier = paddle.logical_and(factor > threshold, paddle.logical_and(valid, count > 1))
+    if side == "above_median":
+        outlier = paddle.logical_and(outlier, value > _sorted_median(value, count))
+    return outlier.astype("int64").sum(axis=1)
+
+
+def _sorted_masked(scores: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Masked scores in ascending order, then zeros; and which places are real. [B, N] each."""
+    infinity = paddle.full([1], float("inf"), dtype=scores.dtype)
+    value = paddle.sort(paddle.where(mask, scores, infinity), axis=1)
+    valid = paddle.arange(scores.shape[1], dtype="int64").unsqueeze(0) < count
+    return paddle.where(valid, value, paddle.zeros_like(value)), valid
+
+
+def _sorted_median(value: Tensor, count: Tensor) -> Tensor:
+    """Median of the first `count` [B, 1] of sorted values [B, N] -> [B, 1]."""
+    lower = ((count - 1) // 2).clip(min=0)
+    middle = [
+        paddle.take_along_axis(value, i, axis=1, broadcast=False) for i in (lower, count // 2)
+    ]
+    return (middle[0] + middle[1]) * 0.5
+
+
+def descending_order(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Masked patches from the highest score down; ties by patch number; the others after them.
+
+    Shapes: scores [B, N], mask [B, N] bool -> order [B, N] int64 (patch at each rank), rank
+    [B, N] int64 (place of each patch)."""
+    lowest = paddle.full([1], float("-inf"), dtype=scores.dtype)
+    order = paddle.argsort(paddle.where(mask, scores, lowest), axis=1, descending=True, stable=True)
+    return order, paddle.argsort(order, axis=1)
+
+
+def top(scores: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Mask [B, N] of the `count` [B] highest of the masked scores [B, N]."""
+    _, rank = descending_order(scores, mask)
+    return paddle.logical_and(rank < count.unsqueeze(1), mask)
+
+
+def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) -> list[Tensor]:
+    """Brings the counts that the filter found within the bounds.
+
+    A count outside them is replaced by the nearest bound, which the groups then share in the
+    proportion that the filter found (rounded so that they sum to it exactly); where the filter
+    found nothing, the first two share it equally.
+
+    Shapes: three groups [B], rest [B] (1 where a rest token may be added) and bounds [B, 2] of
+    int64 -> the three groups and the rest token, [B] each."""
+    visual, text, centres = groups
+    left_over = (size - visual - text - centres > 0).astype("int64")
+    found_rest = rest * left_over
+    found = visual + text + centres + found_rest
+    target = paddle.minimum(paddle.maximum(found, bounds[:, 0]), bounds[:, 1])
+
+    new_rest = paddle.logical_and(target > 1, target < size).astype("int64") * rest
+    share = target - new_rest
+    empty = (visual + text + centres == 0).astype("int64")
+    weight_visual, weight_text = visual + empty, text + empty
+    total = weight_visual + weight_text + centres
+    # Rounding the running sum, not each group, keeps the total exact.
+    new_visual = (2 * share * weight_visual + total) // (2 * total)
+    new_both = (2 * share * (weight_visual + weight_text) + total) // (2 * total)
+
+    changed = target != found
+    return [
+        paddle.where(changed, new, old)
+        for new, old in (
+            (new_visual, visual),
+            (new_both - new_visual, text),
+            (share - new_both, centres),
+            (new_rest, found_rest),
+        )
+    ]
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of each image: x [B, N, C], index [B, K] int64 -> [B, K, C].
+
+    One flat gather, because an element-wise one over C channels is slow in every runtime."""
+    size, width = x.shape[1], x.shape[2]
+    image = paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0) - 1
+    rows = paddle.gather(x.reshape([-1, width]), (index + image * size).flatten())
+    shape = paddle.shape(index)
+    return rows.reshape([shape[0], shape[1], width])
+
+
+def nearest_members(similarity: Tensor, candidates: Tensor, members: int) -> Tensor:
+    """For each centre its most similar candidates.
+
+    Shapes: similarity [B, K, N], candidates [B, K, N] bool -> [B, K, N] bool with at most `members`
+    (and at most as many as there are) set in each row."""
+    lowest = paddle.full([1], float("-inf"), dtype=similarity.dtype)
+    masked = paddle.where(candidates, similarity, lowest)
+    value, place = paddle.topk(masked, min(members, similarity.shape[2]), axis=-1)
+    chosen = paddle.put_along_axis(
+        paddle.zeros_like(similarity),
+        place,
+        (value > lowest).astype(similarity.dtype),
+        axis=2,
+        broadcast=False,
+    )
+    return chosen > 0.5
