@@ -1,0 +1,41 @@
+"""What goes into the model: pixel values from pictures, ids from text. No paddle here."""
+
+from paddle_recomp.preprocess.images import (
+    Box,
+    ImageProcessor,
+    ImageSource,
+    crop_box,
+    load_image,
+)
+from paddle_recomp.preprocess.prompts import (
+    IMAGE_PLACEHOLDER,
+    TEMPLATES,
+    Turn,
+    check_question,
+    first_line,
+    render,
+)
+from paddle_recomp.preprocess.tokenizers import (
+    IMAGE_TOKEN,
+    ClipTokenizer,
+    LanguageTokenizer,
+    StreamDecoder,
+)
+
+__all__ = [
+    "IMAGE_PLACEHOLDER",
+    "IMAGE_TOKEN",
+    "TEMPLATES",
+    "Box",
+    "ClipTokenizer",
+    "ImageProcessor",
+    "ImageSource",
+    "LanguageTokenizer",
+    "StreamDecoder",
+    "Turn",
+    "check_question",
+    "crop_box",
+    "first_line",
+    "load_image",
+    "render",
+]

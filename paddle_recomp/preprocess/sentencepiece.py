@@ -1,0 +1,206 @@
+"""A SentencePiece BPE model (`tokenizer.model`) read without its library.
+
+The file is a protocol buffer; the few fields that matter are taken from its wire format:
+ModelProto.pieces (1: text 1, score 2, type 3), ModelProto.trainer_spec (2: model_type 3) and
+ModelProto.normalizer_spec (3: name 1, add_dummy_prefix 3, remove_extra_whitespaces 4)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+
+from paddle_recomp.errors import CheckpointError
+
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+
+
+class PieceType(IntEnum):
+    """ModelProto.SentencePiece.Type."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+class Piece(NamedTuple):
+    """A vocabulary entry; its id is its place in the model."""
+
+    text: str
+    score: float
+    type: PieceType
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """What a BPE model says about how text becomes ids."""
+
+    pieces: tuple[Piece, ...]
+    add_dummy_prefix: bool = True
+
+    def ids_of(self, kind: PieceType) -> list[int]:
+        """Ids of all pieces of a type, ascending."""
+        return [number for number, piece in enumerate(self.pieces) if piece.type is kind]
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.model` file.
+
+    Raises: CheckpointError as `parse`, or when the file cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    return build(parse(data, str(path)))
+
+
+def parse(data: bytes, name: str) -> SentencePieceModel:
+    """The model in the bytes of a file; `name` is for messages.
+
+    Raises: CheckpointError when the file is damaged, is not a BPE model, or normalises text in
+    a way that is not supported."""
+    pieces: list[Piece] = []
+    model_type, rule, dummy_prefix, collapse = 1, "", True, True
+    try:
+        for field, value in _fields(data):
+            if field == 1:
+                pieces.append(_piece(_bytes(value)))
+            elif field == 2:
+                model_type = _last_int(_bytes(value), 3, model_type)
+            elif field == 3:
+                spec = _bytes(value)
+                rule = "".join(_bytes(v).decode() for f, v in _fields(spec) if f == 1)
+                dummy_prefix = bool(_last_int(spec, 3, True))
+                collapse = bool(_last_int(spec, 4, True))
+        texts = {piece.text for piece in pieces}
+        if not pieces or len(texts) < len(pieces):
+            raise ValueError("no pieces, or a piece twice")
+    except ValueError as error:  # UnicodeDecodeError is one, too.
+        raise CheckpointError(f"{name} is not a SentencePiece model: {error}") from error
+    if model_type != 2:
+        kind = {1: "unigram", 3: "word", 4: "char"}.get(model_type, str(model_type))
+        raise CheckpointError(f"{name} is a SentencePiece {kind} model; only BPE is supported")
+    if rule not in ("", "identity") or collapse:
+        raise CheckpointError(
+            f"{name} normalises text ({rule or 'no rule'}, remove_extra_whitespaces={collapse}); "
+            "only identity normalisation that keeps white space, as Llama's, is supported"
+        )
+    return SentencePieceModel(tuple(pieces), dummy_prefix)
+
+
+def merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
+    """The merges of a BPE model, first to last: each piece from every pair of pieces that spell
+    it, in the order of the scores, which is the order in which training found the pieces."""
+    ids = {piece.text: i for i, piece in enumerate(pieces) if piece.type is PieceType.NORMAL}
+    ranked: list[tuple[float, int, int, int, tuple[str, str]]] = []
+    for text, number in ids.items():
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in ids and right in ids:
+                order = (-pieces[number].score, number, ids[left], ids[right])
+                ranked.append((*order, (left, right)))
+    return [entry[-1] for entry in sorted(ranked)]
+
+
+def build(model: SentencePieceModel) -> Tokenizer:
+    """The model as a `tokenizers` BPE with byte fallback, in Llama's legacy behaviour: each
+    stretch of text between special tokens gets the prefix, not only the first."""
+    vocabulary = {piece.text: number for number, piece in enumerate(model.pieces)}
+    unknown = model.ids_of(PieceType.UNKNOWN)
+    tokenizer = Tokenizer(
+        BPE(
+            vocab=vocabulary,
+            merges=merges(model.pieces),
+            unk_token=model.pieces[unknown[0]].text if unknown else None,
+            fuse_unk=True,
+            byte_fallback=bool(model.ids_of(PieceType.BYTE)),
+        )
+    )
+    prefix = [normalizers.Prepend(SPACE)] if model.add_dummy_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    for kind in (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.USER_DEFINED):
+        special = kind is not PieceType.USER_DEFINED
+        tokens = [
+            AddedToken(model.pieces[number].text, special=special, normalized=False)
+            for number in model.ids_of(kind)
+        ]
+        tokenizer.add_special_tokens(tokens) if special else tokenizer.add_tokens(tokens)
+    return tokenizer
+
+
+def _piece(data: bytes) -> Piece:
+    text, score, kind = "", 0.0, int(PieceType.NORMAL)
+    for field, value in _fields(data):
+        if field == 1:
+            text = _bytes(value).decode()
+        elif field == 2:
+            (score,) = struct.unpack("<f", _bytes(value, 4))
+        elif field == 3 and isinstance(value, int):
+            kind = value
+    if not text or score != score:
+        raise ValueError("a piece without text or score")
+    return Piece(text, score, PieceType(kind))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field number and value: an int for a varint, else the bytes."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        kind, value = tag & 7, None
+        if kind == 0:
+            value, position = _varint(data, position)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            length, position = _varint(data, position)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {position}")
+        if length > len(data) - position:
+            raise ValueError(f"it ends inside a field at byte {position}")
+        yield tag >> 3, data[position : position + length]
+        position += length
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """The number at `position`, and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            raise ValueError(f"it ends inside a number at byte {position}")
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise ValueError(f"a number of more than ten bytes at byte {position}")
+
+
+def _bytes(value: int | bytes, length: int | None = None) -> bytes:
+    if isinstance(value, int) or (length is not None and len(value) != length):
+        raise ValueError("a field of the wrong type")
+    return value
+
+
+def _last_int(data: bytes, field: int, default: int) -> int:
+    """An optional scalar: the last one counts, as in every protocol buffer."""
+    for number, value in _fields(data):
+        if number == field and isinstance(value, int):
+            default = value
+    return default

@@ -1,0 +1,255 @@
+"""Text to ids and back: CLIP's text tower and the language model each have a tokenizer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from paddle_recomp.preprocess import sentencepiece
+from paddle_recomp.preprocess.files import read_json
+from paddle_recomp.preprocess.prompts import IMAGE_PLACEHOLDER
+
+IMAGE_TOKEN = -200
+"""Stands among the ids where the visual tokens go (LLaVA's IMAGE_TOKEN_INDEX)."""
+
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+)
+"""CLIP's split of a text: the two markers, English endings, words, digits, everything else."""
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class ClipTokenizer:
+    """The tokenizer of CLIP's text tower."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str = "the tokenizer") -> None:
+        """Raises: CheckpointError when the vocabulary lacks CLIP's start or end marker."""
+        start, end = tokenizer.token_to_id(CLIP_START), tokenizer.token_to_id(CLIP_END)
+        if start is None or end is None:
+            raise CheckpointError(f"{name} has no {CLIP_START} or no {CLIP_END}: it is not CLIP's")
+        self.start_id: int = start
+        self.end_id: int = end
+        # Truncation and padding are done here, whatever the file asks for.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> ClipTokenizer:
+        """Read tokenizer.json, or else vocab.json and merges.txt.
+
+        Raises: CheckpointNotFoundError when neither is there; CheckpointError for a broken
+        file."""
+        path, vocabulary = Path(folder) / "tokenizer.json", Path(folder) / "vocab.json"
+        if path.is_file():
+            return cls(_load(path), str(path))
+        merges = Path(folder) / "merges.txt"
+        if not vocabulary.is_file() or not merges.is_file():
+            raise CheckpointNotFoundError(
+                f"there is no tokenizer in {folder}: neither tokenizer.json nor vocab.json and "
+                "merges.txt"
+            )
+        return cls(_clip_bpe(vocabulary, merges), str(vocabulary))
+
+    def encode(
+        self, texts: Sequence[str], max_length: int
+    ) -> tuple[npt.NDArray[np.int64], list[bool]]:
+        """Ids [B, L], L = `max_length`, padded with the end marker, and whether each text had to
+        be cut; a text that is cut still ends with the end marker.
+
+        Raises: ConfigError when `max_length` has no room for the two markers."""
+        if max_length < 2:
+            raise ConfigError(f"max_length is {max_length}; expected at least 2")
+        ids = np.full((len(texts), max_length), self.end_id, dtype=np.int64)
+        truncated = []
+        for row, text in zip(ids, texts, strict=True):
+            words = self._tokenizer.encode(text, add_special_tokens=False).ids
+            truncated.append(len(words) > max_length - 2)
+            words = words[: max_length - 2]
+            row[: len(words) + 1] = [self.start_id, *words]
+        return ids, truncated
+
+
+class LanguageTokenizer:
+    """The tokenizer of the language model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        bos_token_id: int | None,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int | None = None,
+    ) -> None:
+        """`bos_token_id` begins every prompt; None where the model wants none. Padding falls
+        back to the first end id.
+
+        Raises: CheckpointError when nothing ends an answer."""
+        if not eos_token_ids:
+            raise CheckpointError("the tokenizer has no end-of-text token: no answer would end")
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.pad_token_id = self.eos_token_ids[0] if pad_token_id is None else pad_token_id
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special}
+        self._special = special | {self.pad_token_id, *self.eos_token_ids}
+        self._image_ids = {n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER}
+        self._byte_ids = frozenset(
+            number
+            for piece, number in tokenizer.get_vocab().items()
+            if _BYTE_PIECE.fullmatch(piece)
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> LanguageTokenizer:
+        """Read tokenizer.json, or else tokenizer.model (SentencePiece BPE); which tokens begin,
+        end and pad comes from tokenizer_config.json and generation_config.json where they exist.
+
+        Raises: CheckpointNotFoundError when neither is there; CheckpointError for a broken
+        file."""
+        folder = Path(folder)
+        fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
+        if fast.is_file():
+            tokenizer = _load(fast)
+            adds_bos = bool(tokenizer.encode("").ids)
+        elif slow.is_file():
+            tokenizer = sentencepiece.load(slow)
+            adds_bos = True
+        else:
+            raise CheckpointNotFoundError(
+                f"there is no tokenizer in {folder}: neither tokenizer.json nor tokenizer.model"
+            )
+        config = _optional_json(folder / "tokenizer_config.json")
+        bos = _token_id(tokenizer, config, "bos_token", "<s>")
+        eos = _token_id(tokenizer, config, "eos_token", "</s>")
+        ends = _optional_json(folder / "generation_config.json").get("eos_token_id", [])
+        ends = [ends] if isinstance(ends, int) else ends or []
+        return cls(
+            tokenizer,
+            bos if config.get("add_bos_token", adds_bos) else None,
+            list(dict.fromkeys([*([] if eos is None else [eos]), *ends])),
+            _token_id(tokenizer, config, "pad_token", "<pad>"),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a prompt, one beginning-of-text id in all, IMAGE_TOKEN for each `<image>`."""
+        ids = [] if self.bos_token_id is None else [self.bos_token_id]
+        if self._image_ids:
+            plain = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+            return ids + [IMAGE_TOKEN if number in self._image_ids else number for number in plain]
+        for place, chunk in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
+            ids += [IMAGE_TOKEN] if place else []
+            ids += self._tokenizer.encode(chunk, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens and places of pictures."""
+        text: str = self._tokenizer.decode([number for number in ids if self._is_text(number)])
+        return text
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for one answer that is still being generated."""
+        return StreamDecoder(self)
+
+    def _is_text(self, number: int) -> bool:
+        return number >= 0 and number not in self._special and number not in self._image_ids
+
+
+class StreamDecoder:
+    """Turns ids into text as they come. The pieces and the flush together are `decode(ids)`."""
+
+    def __init__(self, tokenizer: LanguageTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = 0
+
+    def feed(self, number: int) -> str:
+        """What can be shown now that this id is known: maybe nothing, never half a character."""
+        if not self._tokenizer._is_text(number):
+            return ""
+        self._ids.append(number)
+        # A later byte can still spoil the whole run of bytes, also what reads well so far.
+        if number in self._tokenizer._byte_ids:
+            return ""
+        text = self._tokenizer.decode(self._ids)
+        # Byte-level vocabularies show an unfinished character as U+FFFD at the end.
+        return self._send(text, len(text.rstrip("\ufffd")))
+
+    def flush(self) -> str:
+        """What is left when no more ids come; bytes that are no character come as U+FFFD."""
+        text = self._tokenizer.decode(self._ids)
+        return self._send(text, len(text))
+
+    def _send(self, text: str, end: int) -> str:
+        piece = text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
+
+
+def _load(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises plain Exception for everything.
+        raise CheckpointError(f"{path} is not a usable tokenizer: {error}") from error
+
+
+def _clip_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
+    """CLIP's byte-level BPE with `</w>` at the end of words, from its two files."""
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        model = BPE(
+            vocab=read_json(vocabulary),
+            merges=pairs,
+            unk_token=CLIP_END,
+            end_of_word_suffix="</w>",
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # The library raises plain Exception for everything.
+        raise CheckpointError(f"{vocabulary} and {merges.name} are broken: {error}") from error
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    markers = [AddedToken(text, special=True, normalized=False) for text in (CLIP_START, CLIP_END)]
+    tokenizer.add_special_tokens(markers)
+    return tokenizer
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _token_id(tokenizer: Tokenizer, config: dict[str, Any], key: str, default: str) -> int | None:
+    """The id of a token by its role: a name, or an object with its `content`."""
+    name = config.get(key, default)
+    if isinstance(name, dict):
+        name = name.get("content")
+    number: int | None = tokenizer.token_to_id(name) if isinstance(name, str) else None
+    return number
