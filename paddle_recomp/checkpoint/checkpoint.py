@@ -1,0 +1,116 @@
+"""An opened checkpoint: everything verified, nothing loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_recomp.checkpoint.configs import read_clip_config, read_model_config
+from paddle_recomp.checkpoint.layouts import (
+    CLIP_RULES,
+    Parts,
+    check_part,
+    model_rules,
+    sort_into_parts,
+)
+from paddle_recomp.checkpoint.names import VISUAL_PROJECTION, expected_shapes, vision_tower
+from paddle_recomp.checkpoint.shards import read_weights
+from paddle_recomp.checkpoint.spec import PARTS, ModelSpec
+from paddle_recomp.checkpoint.tensors import load
+from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A LLaVA folder with its CLIP folder. Made by `open_checkpoint`, which has compared every
+    name, shape and type with what `spec` asks for."""
+
+    spec: ModelSpec
+    model_dir: Path
+    clip_dir: Path
+    _parts: Parts
+
+    def parameters(self, part: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        """Each canonical name of a part with its array, shaped as `expected` says, in the order
+        of the files. float32 and float16 come as read-only views of the file, bfloat16 widened
+        to float32; an array that is not kept leaves the memory before the next one comes.
+
+        Raises: CheckpointError for an unknown part, or a file that has gone meanwhile."""
+        stored = self._part(part).items()
+        for name, tensor in sorted(stored, key=lambda item: (item[1].file, item[1].offset)):
+            yield name, load(tensor)
+
+    def expected(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Canonical name -> shape of every parameter of a part.
+
+        Raises: CheckpointError for an unknown part."""
+        self._part(part)
+        return expected_shapes(self.spec)[part]
+
+    def num_parameters(self, part: str) -> int:
+        """How many numbers a part has.
+
+        Raises: CheckpointError for an unknown part."""
+        return sum(tensor.size for tensor in self._part(part).values())
+
+    def num_bytes(self, part: str) -> int:
+        """How many bytes a part takes as stored.
+
+        Raises: CheckpointError for an unknown part."""
+        return sum(tensor.nbytes for tensor in self._part(part).values())
+
+    def dtypes(self, part: str) -> tuple[str, ...]:
+        """The types in which a part is stored, sorted.
+
+        Raises: CheckpointError for an unknown part."""
+        return tuple(sorted({tensor.dtype for tensor in self._part(part).values()}))
+
+    def _part(self, part: str) -> dict[str, Any]:
+        if part not in PARTS:
+            raise CheckpointError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+        return self._parts[part]
+
+
+def open_checkpoint(model: Path, clip: Path | None = None) -> Checkpoint:
+    """Reads the configs and the headers of both folders and verifies them; loads no weights.
+    `clip` is `<model>/clip` when it is not given.
+
+    Raises: CheckpointNotFoundError for folders and files that are not there; CheckpointError for
+    anything in them that is not as it should be."""
+    if not model.is_dir():
+        raise CheckpointNotFoundError(f"{model} is not a folder")
+    if clip is None:
+        clip = model / "clip"
+        if not clip.is_dir():
+            raise CheckpointNotFoundError(
+                f"{model} has no text tower, which reads the question; name the folder of the "
+                f"CLIP model whose vision tower it uses (--clip DIR), or place it at {clip}"
+            )
+    clip_config = read_clip_config(clip)
+    spec = read_model_config(model, clip_config)
+    expected = expected_shapes(spec)
+
+    clip_parts = sort_into_parts(clip, read_weights(clip), CLIP_RULES)
+    check_part(
+        clip, "vision_tower", clip_parts.get("vision_tower", {}), vision_tower(clip_config.vision)
+    )
+    check_part(clip, "text_tower", clip_parts.get("text_tower", {}), expected["text_tower"])
+
+    parts = sort_into_parts(model, read_weights(model), model_rules(spec))
+    if spec.layout == "llava_hf" or "vision_tower" in parts:
+        own = dict(expected["vision_tower"])
+        del own[VISUAL_PROJECTION]
+        check_part(model, "vision_tower", parts.get("vision_tower", {}), own)
+        parts["vision_tower"][VISUAL_PROJECTION] = clip_parts["vision_tower"][VISUAL_PROJECTION]
+    else:
+        parts["vision_tower"] = clip_parts["vision_tower"]
+    parts["text_tower"] = clip_parts["text_tower"]
+    if spec.language.tie_word_embeddings:
+        parts.get("language_model", {}).pop("lm_head.weight", None)
+    for part in ("projector", "language_model"):
+        check_part(model, part, parts.get(part, {}), expected[part])
+    return Checkpoint(spec, model, clip, parts)

@@ -1,0 +1,119 @@
+"""Strict reading of JSON files and of single fields in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+
+Json = Mapping[str, Any]
+
+
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for json that refuses a repeated key.
+
+    Raises: CheckpointError naming the key."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise CheckpointError(f"key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises: CheckpointNotFoundError without the file; CheckpointError when it is not an object."""
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=unique_pairs)
+    except FileNotFoundError:
+        raise CheckpointNotFoundError(f"{path} does not exist") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _wrong_type(name: str, value: object, expected: str) -> CheckpointError:
+    if isinstance(value, (dict, list)):
+        return CheckpointError(f"{name} is a {type(value).__name__}; expected {expected}")
+    return CheckpointError(f"{name} is {value!r}; expected {expected}")
+
+
+def _given(config: Json, name: str, default: Any) -> Any:
+    """The field, or the default where it is absent or null; a default of None means required."""
+    value = config.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise CheckpointError(f"field {name!r} is missing")
+    return value
+
+
+def integer(config: Json, name: str, default: int | None = None) -> int:
+    """Raises: CheckpointError when the field is missing or no integer."""
+    value = _given(config, name, default)
+    if type(value) is not int:
+        raise _wrong_type(name, value, "an integer")
+    return value
+
+
+def number(config: Json, name: str, default: float | None = None) -> float:
+    """Raises: CheckpointError when the field is missing or no positive finite number."""
+    value = _given(config, name, default)
+    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        raise _wrong_type(name, value, "a positive number")
+    return float(value)
+
+
+def boolean(config: Json, name: str, default: bool | None = None) -> bool:
+    """Raises: CheckpointError when the field is missing or no boolean."""
+    value = _given(config, name, default)
+    if type(value) is not bool:
+        raise _wrong_type(name, value, "true or false")
+    return value
+
+
+def string(config: Json, name: str, default: str | None = None) -> str:
+    """Raises: CheckpointError when the field is missing or no string."""
+    value = _given(config, name, default)
+    if type(value) is not str:
+        raise _wrong_type(name, value, "a string")
+    return value
+
+
+def section(config: Json, name: str) -> Json:
+    """Raises: CheckpointError when the field is missing or no object."""
+    value = _given(config, name, None)
+    if not isinstance(value, dict):
+        raise _wrong_type(name, value, "an object")
+    return value
+
+
+def choice(config: Json, name: str, allowed: tuple[str, ...], default: str | None = None) -> str:
+    """Raises: CheckpointError when the field is missing or none of those allowed."""
+    value = string(config, name, default)
+    if value not in allowed:
+        raise CheckpointError(f"{name} is {value!r}; supported: {', '.join(allowed)}")
+    return value
+
+
+def integers(config: Json, name: str, default: int | None = None) -> tuple[int, ...]:
+    """A field that holds one integer or a list of them.
+
+    Raises: CheckpointError when it is missing or something else."""
+    value = _given(config, name, default)
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(item) is not int for item in values):
+        raise _wrong_type(name, value, "an integer or a list of integers")
+    return tuple(values)

@@ -1,0 +1,86 @@
+"""A folder's weight files -> one table of all its tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_recomp.checkpoint.fields import read_json
+from paddle_recomp.checkpoint.safetensors_file import read_safetensors
+from paddle_recomp.checkpoint.tensors import StoredTensor
+from paddle_recomp.checkpoint.torch_file import read_torch
+from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where a folder may keep its weights; the first that exists is read."""
+
+
+def read_weights(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder by the key under which it is stored.
+
+    Raises: CheckpointNotFoundError without weights, or without a file that the index names;
+    CheckpointError for damaged files, or files that contradict the index or each other."""
+    for name in WEIGHT_FILES:
+        path = folder / name
+        if path.is_file():
+            return _read_index(path) if path.suffix == ".json" else _read_file(path)
+    raise CheckpointNotFoundError(
+        f"{folder} holds no weights; expected {' or '.join(WEIGHT_FILES)}"
+    )
+
+
+def _read_file(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with path.open("rb") as file:
+            if file.read(19) == b"version https://git":
+                raise CheckpointError(
+                    f"{path} is a pointer of git-lfs, not the weights; fetch them with git lfs pull"
+                )
+        return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    except OSError as error:
+        # CheckpointNotFoundError is one too, but no reader raises it.
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_index(index: Path) -> dict[str, StoredTensor]:
+    places = _weight_map(index)
+    tensors: dict[str, StoredTensor] = {}
+    for name in sorted(set(places.values())):
+        path = index.parent / name
+        if not path.is_file():
+            missing = next(key for key, place in places.items() if place == name)
+            raise CheckpointNotFoundError(
+                f"{path} does not exist; {index.name} expects {missing} there"
+            )
+        shard = _read_file(path)
+        for key, place in places.items():
+            if place == name and key not in shard:
+                raise CheckpointError(f"{path} lacks {key}, which {index.name} expects there")
+        for key, tensor in shard.items():
+            if key in tensors:
+                raise CheckpointError(f"{key} is in both {tensors[key].file} and {path}")
+            tensors[key] = tensor
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Key -> file name, from an index file."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index}: field 'weight_map' is missing or no object")
+    for key, name in places.items():
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or "\\" in name
+            or not name.endswith((".safetensors", ".bin"))
+        ):
+            raise CheckpointError(
+                f"{index}: {key} is said to lie in {name!r}; expected the plain name of a "
+                ".safetensors or .bin file"
+            )
+    return places

@@ -1,0 +1,209 @@
+"""The plain sizes of a checkpoint's parts: frozen, validated, free of any file format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from paddle_recomp.errors import CheckpointError
+
+PARTS = ("vision_tower", "text_tower", "projector", "language_model")
+"""The parts of a model, in the order in which data passes through them."""
+
+_MAX_LAYERS = 1000  # what a file claims must not fill the memory with names
+
+
+def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        listing = ", ".join(str(item) for item in allowed)
+        raise CheckpointError(f"{name} is {value!r}; supported: {listing}")
+
+
+def _check_sizes(spec: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Every plain integer of a spec is a size, except those named."""
+    for item in fields(spec):
+        value = getattr(spec, item.name)
+        if type(value) is int and item.name not in may_be_zero and value < 1:
+            raise CheckpointError(f"{item.name} is {value}; expected at least 1")
+        if item.name == "num_layers" and value > _MAX_LAYERS:
+            raise CheckpointError(f"num_layers is {value}; expected at most {_MAX_LAYERS}")
+
+
+def _check_divides(spec: Any, whole: str, part: str) -> None:
+    if getattr(spec, whole) % getattr(spec, part):
+        raise CheckpointError(
+            f"{whole} is {getattr(spec, whole)}, not a multiple of {part}, {getattr(spec, part)}"
+        )
+
+
+@dataclass(frozen=True)
+class VisionTowerSpec:
+    """A CLIP vision transformer.
+
+    Raises: CheckpointError for sizes that do not fit together."""
+
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    hidden_act: Literal["quick_gelu", "gelu"]
+    layer_norm_eps: float
+    projection_dim: int
+    """Width of the joint image-text space, P."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_one_of("hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
+        _check_divides(self, "hidden_size", "num_heads")
+        if self.patch_size > self.image_size:
+            raise CheckpointError(
+                f"patch_size is {self.patch_size}, larger than image_size, {self.image_size}"
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image, N; the class token is not one of them."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextTowerSpec:
+    """A CLIP text transformer.
+
+    Raises: CheckpointError for sizes that do not fit together."""
+
+    vocab_size: int
+    max_positions: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    hidden_act: Literal["quick_gelu", "gelu"]
+    layer_norm_eps: float
+    projection_dim: int
+    eos_token_id: int
+    """The real id of end-of-text, where CLIP pools; never the 2 of OpenAI's config files."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, may_be_zero=("eos_token_id",))
+        _check_one_of("hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
+        _check_divides(self, "hidden_size", "num_heads")
+        if not 0 <= self.eos_token_id < self.vocab_size:
+            raise CheckpointError(
+                f"eos_token_id is {self.eos_token_id}, outside the vocabulary of {self.vocab_size}"
+            )
+
+
+@dataclass(frozen=True)
+class ProjectorSpec:
+    """What turns visual tokens into the language model's width.
+
+    Raises: CheckpointError for an unknown kind or activation."""
+
+    kind: Literal["mlp2x_gelu", "linear"]
+    in_features: int
+    out_features: int
+    bias: bool
+    hidden_act: str
+    """Between the two layers of `mlp2x_gelu`; `linear` has none and ignores it."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_one_of("projector type", self.kind, ("mlp2x_gelu", "linear"))
+        if self.kind == "mlp2x_gelu":
+            _check_one_of("projector_hidden_act", self.hidden_act, ("gelu",))
+
+
+@dataclass(frozen=True)
+class LanguageModelSpec:
+    """A Llama decoder.
+
+    Raises: CheckpointError for another architecture or sizes that do not fit together."""
+
+    vocab_size: int
+    """Rows of the embedding, which may be padded beyond the tokenizer's vocabulary."""
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None = field(hash=False)
+    """None, or `rope_type` (linear, dynamic, llama3) with `factor` and the type's own fields."""
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+    bos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    model_type: str = "llama"
+
+    def __post_init__(self) -> None:
+        if self.model_type != "llama":
+            raise CheckpointError(
+                f"the language model is of type {self.model_type!r}; only 'llama' is supported"
+            )
+        _check_sizes(self, may_be_zero=("bos_token_id",))
+        _check_divides(self, "num_heads", "num_kv_heads")
+        if self.head_dim % 2:
+            raise CheckpointError(f"head_dim is {self.head_dim}; rotary positions need it even")
+        if self.rope_scaling is not None:
+            _check_rope_scaling(self.rope_scaling)
+        for token_id in self.eos_token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise CheckpointError(
+                    f"eos_token_id is {token_id}, outside the vocabulary of {self.vocab_size}"
+                )
+
+
+def _check_rope_scaling(scaling: Mapping[str, Any]) -> None:
+    _check_one_of("rope_type", scaling.get("rope_type"), ("linear", "dynamic", "llama3"))
+    needed = ["factor"]
+    if scaling["rope_type"] == "llama3":
+        needed += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+    for name in needed:
+        value = scaling.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise CheckpointError(f"rope_scaling.{name} is {value!r}; expected a positive number")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All parts of a LLaVA model with the CLIP text tower beside it.
+
+    Raises: CheckpointError when the parts do not fit each other."""
+
+    vision: VisionTowerSpec
+    text: TextTowerSpec
+    projector: ProjectorSpec
+    language: LanguageModelSpec
+    image_token_id: int | None
+    """The id that stands for an image in a prompt; None where the layout has no such token."""
+    vision_feature_layer: int
+    """Which hidden state of the vision tower the projector reads, counted from the end."""
+    select: Literal["default", "patch"]
+    """As the layout spells it; both mean that the class token is dropped."""
+    chat_template: Literal["vicuna_v1", "llava_hf"]
+    layout: Literal["llava_original", "llava_hf"]
+    pad_to_square: bool = False
+    """Whether the model was trained on images padded, not cropped, to a square."""
+
+    def __post_init__(self) -> None:
+        _check_one_of("vision feature selection", self.select, ("default", "patch"))
+        if not -self.vision.num_layers - 1 <= self.vision_feature_layer < 0:
+            raise CheckpointError(
+                f"vision_feature_layer is {self.vision_feature_layer}; expected one of "
+                f"{-self.vision.num_layers - 1} to -1, counted from the end"
+            )
+        for name, found, expected in (
+            ("projector input", self.projector.in_features, self.vision.hidden_size),
+            ("projector output", self.projector.out_features, self.language.hidden_size),
+            ("text projection_dim", self.text.projection_dim, self.vision.projection_dim),
+        ):
+            if found != expected:
+                raise CheckpointError(f"{name} is {found} wide, but what it meets is {expected}")
