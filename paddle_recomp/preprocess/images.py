@@ -87,7 +87,7 @@ class ImageProcessor:
             size=_side(path, fields, "size", ("shortest_edge",)),
             crop=_side(path, fields, "crop_size", ("height", "width")),
             mean=_channels(path, fields, "image_mean") if normalise else (0.0, 0.0, 0.0),
-            std=_channels(path, fields, "image_std") if normalise else (1.0, 1.0, 1.0),
+            std=_channels(path, fields, "image_std", zero=False) if normalise else (1.0, 1.0, 1.0),
             aspect=aspect,
             rescale=(
                 number_of(path, fields, "rescale_factor", default=1 / 255)
@@ -238,15 +238,18 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Grey values [H, W] of a deep picture; Pillow's own conversion clips them to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
-    if image.mode in _SIXTEEN_BIT_MODES or (image.mode == "I" and low >= 0 and 255 < high < 65536):
+    # Files of 16 bits are met as mode "I", too.
+    sixteen = image.mode == "I" and low >= 0 and 255 < high < 65536
+    if image.mode in _SIXTEEN_BIT_MODES or sixteen:
         values = values / 257
     elif image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low))
-    return np.rint(values).astype(np.uint8)
+    elif low < high and (low < 0 or high > 255):
+        values = (values - low) / (high - low) * 255
+    grey: npt.NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
+    return grey
 
 
 def _read_processor_fields(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -271,9 +274,11 @@ def _side(path: Path, fields: dict[str, Any], key: str, names: tuple[str, ...]) 
     return value
 
 
-def _channels(path: Path, fields: dict[str, Any], key: str) -> tuple[float, float, float]:
+def _channels(
+    path: Path, fields: dict[str, Any], key: str, zero: bool = True
+) -> tuple[float, float, float]:
     value = fields.get(key)
-    if not isinstance(value, list) or len(value) != 3:
+    if not isinstance(value, list) or len(value) != 3 or (not zero and 0 in value):
         raise CheckpointError(f"{path}: {key} is {value!r}; expected three numbers")
     red, green, blue = (number_of(path, {key: channel}, key) for channel in value)
     return red, green, blue

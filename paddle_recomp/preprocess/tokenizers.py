@@ -27,7 +27,7 @@ CLIP_WORDS = (
 )
 """CLIP's split of a text: the two markers, English endings, words, digits, everything else."""
 
-_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class ClipTokenizer:
@@ -104,14 +104,12 @@ class LanguageTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        special = {number for number, token in added.items() if token.special}
-        self._special = special | {self.pad_token_id, *self.eos_token_ids}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._image_ids = {n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER}
-        self._byte_ids = frozenset(
-            number
-            for piece, number in tokenizer.get_vocab().items()
-            if _BYTE_PIECE.fullmatch(piece)
-        )
+        silent = {number for number, token in added.items() if token.special}
+        silent |= {self.pad_token_id, *self.eos_token_ids, *self._image_ids}
+        self._text_ids = frozenset(vocabulary.values()) - silent
+        self._byte_ids = frozenset(n for text, n in vocabulary.items() if _BYTE.fullmatch(text))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> LanguageTokenizer:
@@ -162,16 +160,13 @@ class LanguageTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens and places of pictures."""
-        text: str = self._tokenizer.decode([number for number in ids if self._is_text(number)])
+        """The text of ids, without special or unknown tokens and places of pictures."""
+        text: str = self._tokenizer.decode([number for number in ids if number in self._text_ids])
         return text
 
     def stream(self) -> StreamDecoder:
         """A decoder for one answer that is still being generated."""
         return StreamDecoder(self)
-
-    def _is_text(self, number: int) -> bool:
-        return number >= 0 and number not in self._special and number not in self._image_ids
 
 
 class StreamDecoder:
@@ -184,7 +179,7 @@ class StreamDecoder:
 
     def feed(self, number: int) -> str:
         """What can be shown now that this id is known: maybe nothing, never half a character."""
-        if not self._tokenizer._is_text(number):
+        if number not in self._tokenizer._text_ids:
             return ""
         self._ids.append(number)
         # A later byte can still spoil the whole run of bytes, also what reads well so far.
