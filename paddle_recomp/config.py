@@ -14,6 +14,19 @@ def _is_instance(value: object, kind: type) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+def _parse(name: str, text: str, hint: Any) -> Any:
+    allowed = get_args(hint) or ((True, False) if hint is bool else ())
+    for value in allowed:
+        if text.lower() == str(value).lower():
+            return value
+    if allowed or hint is str:
+        return text
+    try:
+        return hint(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}; expected {hint.__name__}") from None
+
+
 def _listing(values: Any) -> str:
     return ", ".join(str(value) for value in values)
 
@@ -86,6 +99,15 @@ class CompressionConfig:
                 raise ConfigError(f"unknown option {name!r}; known: {_listing(names)}")
         return replace(self, **options)
 
+    def with_text_options(self, **options: str) -> CompressionConfig:
+        """`with_options` for values that come as text, from a command line.
+
+        Raises: ConfigError, also for text that is no value of the option's type."""
+        hints = get_type_hints(type(self))
+        return self.with_options(
+            **{name: _parse(name, text, hints.get(name, str)) for name, text in options.items()}
+        )
+
 
 PRESETS: dict[str, CompressionConfig] = {
     "corrected": CompressionConfig(),
@@ -115,18 +137,17 @@ def preset(name: str, **options: Any) -> CompressionConfig:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How many tokens an image may become: the filter decides (neither field), at most
-    `max_tokens`, or exactly `tokens`."""
+    """How many tokens an image may become: what the filter finds (no field set), at most
+    `max_tokens`, exactly `tokens`, or `full`: all of them, uncompressed."""
 
     tokens: int | None = None
     max_tokens: int | None = None
+    full: bool = False
 
     def __post_init__(self) -> None:
-        if self.tokens is not None and self.max_tokens is not None:
-            raise ConfigError(
-                f"tokens={self.tokens} and max_tokens={self.max_tokens} exclude each other; "
-                "give one"
-            )
+        given = [field.name for field in fields(self) if getattr(self, field.name)]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other; give one")
         for name in ("tokens", "max_tokens"):
             value = getattr(self, name)
             if value is not None and not (_is_instance(value, int) and value >= 1):
@@ -136,6 +157,8 @@ class TokenBudget:
         """The least and most tokens for an image of `num_patches`.
 
         Raises: ConfigError when `tokens` asks for more tokens than there are patches."""
+        if self.full:
+            return num_patches, num_patches
         if self.tokens is not None:
             if self.tokens > num_patches:
                 raise ConfigError(

@@ -43,3 +43,7 @@ class DeviceError(RecompError, RuntimeError):
 
 class MissingDependencyError(RecompError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class RecompWarning(UserWarning):
+    """Something was changed on the way that the user should know of."""

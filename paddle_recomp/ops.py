@@ -142,7 +142,7 @@ def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) 
 
     A count outside them is replaced by the nearest bound, which the groups then share in the
     proportion that the filter found (rounded so that they sum to it exactly); where the filter
-    found nothing, the first two share it equally.
+    found nothing, the first two share it equally. A bound of all patches makes all of them visual.
 
     Shapes: three groups [B], rest [B] (1 where a rest token may be added) and bounds [B, 2] of
     int64 -> the three groups and the rest token, [B] each."""
@@ -160,6 +160,10 @@ def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) 
     # Rounding the running sum, not each group, keeps the total exact.
     new_visual = (2 * share * weight_visual + total) // (2 * total)
     new_both = (2 * share * (weight_visual + weight_text) + total) // (2 * total)
+    # With every patch kept there is nothing to choose or merge: no compression at all.
+    new_visual, new_both = (
+        paddle.where(target == size, share, some) for some in (new_visual, new_both)
+    )
 
     changed = target != found
     return [

@@ -74,8 +74,8 @@ class Answer:
     """Visual tokens by stage: visual, text, merged, rest."""
     num_patches: int
     timing: Timing
-    compressed: Compressed | None
-    """Provenance as numpy arrays with B = 1; None without compression."""
+    compressed: Compressed
+    """Provenance as numpy arrays with B = 1; `tokens` are the embeddings for the language model."""
 
     @property
     def num_visual_tokens(self) -> int:

@@ -126,9 +126,11 @@ def test_everything_is_kept_when_everything_is_asked_for() -> None:
     for name, method in ANY_CONFIG:
         vision, text = random_vision(seed=2, batch=2, patches=49)
         config = preset(name, method=method)
-        out = as_numpy(compress(vision, text, config, TokenBudget(tokens=49)))
+        out = as_numpy(compress(vision, text, config, TokenBudget(full=True)))
         assert (out.count == 49).all()
-        assert (out.owner >= 0).all()
+        np.testing.assert_array_equal(out.index, np.tile(np.arange(49), (2, 1)))
+        np.testing.assert_array_equal(out.owner, out.index)
+        np.testing.assert_array_equal(out.tokens, vision.features.numpy())
 
 
 def test_uniform_spreads_in_both_directions() -> None:

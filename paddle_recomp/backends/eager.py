@@ -1,0 +1,68 @@
+"""Eager Paddle: the graphs straight from the checkpoint, nothing exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import paddle
+
+from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.backends.devices import place
+from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.config import CompressionConfig
+from paddle_recomp.errors import FeatureError
+from paddle_recomp.model import VisualEncoder
+from paddle_recomp.types import Tensor, VisionFeatures
+from paddle_recomp.weights import load_part
+
+PARTS = ("vision_tower", "text_tower", "projector")
+
+
+class EagerBackend:
+    """Runs a checkpoint's towers, compressor and projector in eager Paddle, in float32."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: CompressionConfig,
+        device: str = "cpu",
+        on_tensor: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """Raises: DeviceError, CheckpointError, ConfigError (unknown method)."""
+        self.place = place(device)
+        with paddle.device.device_guard(device):
+            self.encoder = VisualEncoder(checkpoint.spec, config)
+        self.encoder.eval()
+        for part in PARTS:
+            load_part(checkpoint, part, getattr(self.encoder, part), on_tensor=on_tensor)
+
+    def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Backend.run`.
+
+        Raises: FeatureError when an image's or a question's features are not finite."""
+        tensors = {
+            name: paddle.to_tensor(value, place=self.place) for name, value in inputs.items()
+        }
+        with paddle.no_grad():
+            outputs = getattr(self, f"_{graph}")(**tensors)
+        arrays = dict(zip(OUTPUTS[graph], (x.numpy() for x in outputs), strict=True))
+        if graph != "compress":
+            for name, value in arrays.items():
+                if not np.isfinite(value).all():
+                    raise FeatureError(f"{name} holds NaN or infinity; the weights are broken")
+        return arrays
+
+    def _vision(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder.vision_tower(pixel_values)
+
+    def _text(self, question_ids: Tensor) -> tuple[Tensor, ...]:
+        return (self.encoder.text_tower(question_ids),)
+
+    def _compress(
+        self, text_embeds: Tensor, token_bounds: Tensor, **vision: Tensor
+    ) -> tuple[Tensor, ...]:
+        visual_embeds, kept = self.encoder.compress(
+            VisionFeatures(**vision), text_embeds, token_bounds
+        )
+        return (visual_embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)

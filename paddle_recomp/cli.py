@@ -1,0 +1,276 @@
+"""The command `recomp`: ask, explain, info."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from paddle_recomp import __version__
+from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.errors import ConfigError, RecompError, RecompWarning
+from paddle_recomp.reports import answer_dict, print_answer, print_checkpoint
+
+# Typer brings its own copy of click and exports of its errors only this subclass.
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Ask a LLaVA-class model about a picture with the visual tokens that matter.",
+)
+
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")]
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="A checkpoint folder, or `demo` for the embedded model.")
+]
+ClipOption = Annotated[
+    Path | None, typer.Option("--clip", help="The CLIP folder; default: MODEL/clip.")
+]
+PresetOption = Annotated[
+    str, typer.Option("--preset", help="corrected (the paper's words) or faithful (its code).")
+]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="recoverable, visual, random or uniform.")
+]
+SwitchOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set one switch of the algorithm."),
+]
+TokensOption = Annotated[int | None, typer.Option("--tokens", help="Exactly this many tokens.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", help="At most this many tokens.")
+]
+FullOption = Annotated[bool, typer.Option("--full", help="All tokens: no compression.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, gpu or gpu:N.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Ask a LLaVA-class model about a picture with the visual tokens that matter."""
+    if version:
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def ask(
+    image: ImageArgument,
+    question: QuestionArgument,
+    model: ModelOption = "demo",
+    clip: ClipOption = None,
+    preset_name: PresetOption = "corrected",
+    method: MethodOption = None,
+    switches: SwitchOption = None,
+    tokens: TokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    full: FullOption = False,
+    overlay: Annotated[
+        Path | None, typer.Option("--overlay", help="Draw what was kept into this PNG file.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="The longest answer.")
+    ] = 128,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer QUESTION about IMAGE."""
+    from paddle_recomp.loading import load
+
+    config = _config(preset_name, method, switches)
+    budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    _check_inputs(image, question, overlay)
+    console = Console(stderr=True)
+    with _quiet_paddle(), _warnings_as_lines() as seen_warnings:
+        with _loading(console, model) as on_progress:
+            vlm = load(model, clip, config, device, on_progress)
+        with _working(console, "answering"):
+            answer = vlm.ask(image, question, budget, max_new_tokens)
+    if as_json:
+        typer.echo(json.dumps(answer_dict(image, question, answer, seen_warnings), indent=2))
+    else:
+        print_answer(Console(highlight=False), answer)
+    if overlay is not None:
+        _save_overlay(overlay, image, question, answer.text, vlm.encoder, answer.compressed)
+
+
+@app.command()
+def explain(
+    image: ImageArgument,
+    question: QuestionArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The PNG file to write.")
+    ] = Path("explain.png"),
+    model: ModelOption = "demo",
+    clip: ClipOption = None,
+    preset_name: PresetOption = "corrected",
+    method: MethodOption = None,
+    switches: SwitchOption = None,
+    tokens: TokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    full: FullOption = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Draw which patches of IMAGE are kept for QUESTION, without asking the language model."""
+    from paddle_recomp.loading import find_checkpoint, load_encoder
+
+    config = _config(preset_name, method, switches)
+    budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    _check_inputs(image, question, output)
+    console = Console(stderr=True)
+    with _quiet_paddle(), _warnings_as_lines():
+        with _working(console, f"loading {model}"):
+            encoder = load_encoder(find_checkpoint(model, clip), config, device)
+        with _working(console, "compressing"):
+            (prompt,) = encoder.compress(encoder.see([image]), [question], budget)
+    _save_overlay(output, image, question, None, encoder, prompt.compressed)
+    typer.echo(output)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(metavar="MODEL")] = "demo",
+    clip: ClipOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a checkpoint holds, after checking every key and shape. Needs no paddle."""
+    from paddle_recomp.loading import find_checkpoint
+
+    print_checkpoint(Console(highlight=False), find_checkpoint(model, clip), as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; every expected error is one line on stderr and exit code 2."""
+    try:
+        result = app(args=arguments, prog_name="recomp", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except _UsageError as error:
+        return _refuse(f"{error.format_message()} (see `recomp --help`)")
+    except RecompError as error:
+        return _refuse(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("recomp: interrupted", file=sys.stderr)
+        return 130
+
+
+def _refuse(message: str) -> int:
+    print(f"recomp: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _config(name: str, method: str | None, switches: list[str] | None) -> CompressionConfig:
+    """Raises: ConfigError for an unknown preset, method, switch or value."""
+    config = preset(name)
+    options: dict[str, Any] = {} if method is None else {"method": method}
+    for switch in switches or []:
+        key, equals, value = switch.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {switch}: expected NAME=VALUE")
+        options[key] = value
+    return config.with_text_options(**options)
+
+
+def _check_inputs(image: Path, question: str, output: Path | None) -> None:
+    """Everything that can be refused before a model is loaded is refused before."""
+    from paddle_recomp.preprocess import check_question, load_image
+
+    check_question(question)
+    load_image(image)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
+
+
+def _save_overlay(
+    path: Path, image: Path, question: str, answer: str | None, encoder: Any, compressed: Any
+) -> None:
+    from paddle_recomp.explain import draw_overlay
+    from paddle_recomp.preprocess import crop_box, load_image
+
+    picture = load_image(image)
+    side = int(compressed.owner.shape[1] ** 0.5)
+    box = crop_box(picture.size, encoder.image_processor)
+    drawn = draw_overlay(picture, compressed, (side, side), box, question, answer)
+    try:
+        drawn.save(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot write the overlay: {error}") from error
+
+
+@contextmanager
+def _loading(console: Console, name: str) -> Iterator[Any]:
+    """A progress bar over the bytes of a checkpoint, once loading takes longer than a second."""
+    bar = Progress(
+        TextColumn(f"loading {name}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    start, task = time.monotonic(), bar.add_task("", total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if time.monotonic() - start > 1 and not bar.live.is_started:
+            bar.start()
+
+    try:
+        yield on_progress
+    finally:
+        bar.stop()
+
+
+@contextmanager
+def _working(console: Console, what: str) -> Iterator[None]:
+    with console.status(what):
+        yield
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[list[str]]:
+    """Our own warnings become one line each on stderr; those of libraries are not the user's."""
+    messages: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, RecompWarning):
+            messages.append(str(message))
+            print(f"recomp: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RecompWarning)
+        warnings.showwarning = show
+        yield messages
+
+
+@contextmanager
+def _quiet_paddle() -> Iterator[None]:
+    """paddle and paddlenlp log their start-up; an answer should stand alone."""
+    import logging
+    import os
+
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""From prompt embeddings to tokens: padding of a batch and the decoding loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from paddle_recomp.llm.base import LanguageModel
+
+
+def pad_left(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts [T_i, D] -> embeds [B, T, D], mask [B, T] int64; left, so that all end together."""
+    longest = max(len(prompt) for prompt in prompts)
+    embeds = np.zeros((len(prompts), longest, prompts[0].shape[1]), dtype=np.float32)
+    mask = np.zeros((len(prompts), longest), dtype=np.int64)
+    for i, prompt in enumerate(prompts):
+        embeds[i, longest - len(prompt) :] = prompt
+        mask[i, longest - len(prompt) :] = 1
+    return embeds, mask
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int],
+) -> Iterator[np.ndarray]:
+    """Greedy decoding of prompts [T_i, D]: yields the next token of each [B] int64, and an
+    end-of-sequence id for those that have ended; stops when all have."""
+    ends = np.array(eos_token_ids)
+    logits, state = model.prefill(*pad_left(prompts))
+    done = np.zeros(len(prompts), dtype=bool)
+    for step in range(max_new_tokens):
+        tokens = np.where(done, ends[0], logits.argmax(axis=-1))
+        yield tokens
+        done |= np.isin(tokens, ends)
+        if done.all() or step == max_new_tokens - 1:
+            return
+        logits, state = model.decode(tokens, state)

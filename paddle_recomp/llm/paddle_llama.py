@@ -1,0 +1,133 @@
+"""Llama through paddlenlp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+from paddle_recomp.backends.devices import place
+from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
+from paddle_recomp.errors import CheckpointError
+from paddle_recomp.types import Tensor
+from paddle_recomp.weights import load_part
+
+
+class PaddleState(NamedTuple):
+    """The KV cache with its mask [B, T] and the last position of each prompt [B, 1]."""
+
+    cache: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor
+    position: Tensor
+
+
+class PaddleLlama:
+    """A `LanguageModel` in eager Paddle: float32 on a CPU, float16 on a GPU."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        on_tensor: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """Raises: DeviceError, CheckpointError for a shape that paddlenlp's Llama cannot take."""
+        from paddlenlp.transformers import LlamaForCausalLM
+
+        self.spec = checkpoint.spec.language
+        self.place = place(device)
+        before = paddle.get_default_dtype()
+        paddle.set_default_dtype("float32" if device == "cpu" else "float16")
+        try:
+            with paddle.device.device_guard(device):
+                self.model = LlamaForCausalLM(_paddlenlp_config(self.spec))
+        finally:
+            paddle.set_default_dtype(before)
+        self.model.eval()
+        head = frozenset() if self.spec.tie_word_embeddings else frozenset({"lm_head.weight"})
+        load_part(checkpoint, "language_model", self.model, _paddlenlp_name, head, on_tensor)
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """See `LanguageModel.embed`."""
+        with paddle.no_grad():
+            embeds = self.model.llama.embed_tokens(paddle.to_tensor(ids, place=self.place))
+            return np.asarray(embeds.astype("float32").numpy())
+
+    def prefill(self, embeds: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, PaddleState]:
+        """See `LanguageModel.prefill`."""
+        attention_mask = paddle.to_tensor(mask, dtype="int64", place=self.place)
+        positions = (attention_mask.cumsum(axis=1) - 1).clip(min=0)
+        dtype = self.model.llama.embed_tokens.weight.dtype
+        inputs = paddle.to_tensor(embeds, place=self.place).astype(dtype)
+        return self._step({"inputs_embeds": inputs}, positions, attention_mask, None)
+
+    def decode(self, ids: np.ndarray, state: PaddleState) -> tuple[np.ndarray, PaddleState]:
+        """See `LanguageModel.decode`."""
+        tokens = paddle.to_tensor(ids, dtype="int64", place=self.place).unsqueeze(1)
+        mask = paddle.concat([state.mask, paddle.ones_like(state.mask[:, :1])], axis=1)
+        return self._step({"input_ids": tokens}, state.position + 1, mask, state.cache)
+
+    def _step(
+        self,
+        inputs: dict[str, Tensor],
+        positions: Tensor,
+        mask: Tensor,
+        cache: tuple[tuple[Tensor, Tensor], ...] | None,
+    ) -> tuple[np.ndarray, PaddleState]:
+        # Without position_ids a cached step is silently wrong; without a 2-D mask it fails.
+        with paddle.no_grad():
+            hidden, cache = self.model.llama(
+                **inputs,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )[:2]
+            logits = self.model.lm_head(hidden[:, -1:]).squeeze(1)
+        state = PaddleState(cache, mask, positions[:, -1:])
+        return np.asarray(logits.astype("float32").numpy()), state
+
+
+def _paddlenlp_name(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"llama.{name}"
+
+
+def _paddlenlp_config(spec: LanguageModelSpec) -> Tensor:
+    """The same sizes in paddlenlp's words.
+
+    Raises: CheckpointError for what its Llama does not implement."""
+    from paddlenlp.transformers import LlamaConfig
+
+    if spec.head_dim * spec.num_heads != spec.hidden_size:
+        raise CheckpointError(
+            f"head_dim is {spec.head_dim}; paddlenlp's Llama needs hidden_size / "
+            f"num_attention_heads = {spec.hidden_size / spec.num_heads:g}"
+        )
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(spec, name):
+            raise CheckpointError(f"{name} is true; paddlenlp's Llama has no such bias")
+    scaling: dict[str, object] = {}
+    if spec.rope_scaling is not None:
+        kind = spec.rope_scaling["rope_type"]
+        if kind == "llama3":
+            scaling = {"rope_scaling": dict(spec.rope_scaling)}
+        else:
+            scaling = {
+                "rope_scaling_type": {"linear": "linear", "dynamic": "dynamic_ntk"}[kind],
+                "rope_scaling_factor": spec.rope_scaling["factor"],
+            }
+    return LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.num_layers,
+        num_attention_heads=spec.num_heads,
+        num_key_value_heads=spec.num_kv_heads,
+        max_position_embeddings=spec.max_positions,
+        rms_norm_eps=spec.rms_norm_eps,
+        rope_theta=spec.rope_theta,
+        tie_word_embeddings=spec.tie_word_embeddings,
+        use_flash_attention=False,
+        **scaling,
+    )

@@ -1,0 +1,112 @@
+"""Results for people (tables) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from paddle_recomp.checkpoint import PARTS, Checkpoint
+from paddle_recomp.types import Answer, Timing
+
+STEPS = {
+    "vision": "vision tower",
+    "text": "text tower",
+    "compress": "compressor",
+    "prefill": "prefill",
+    "decode": "decode",
+    "first_token": "time to first token",
+}
+
+
+def token_line(answer: Answer) -> str:
+    """Visual tokens by stage, as one line."""
+    stages = ", ".join(f"{count} {stage}" for stage, count in answer.stage_counts.items())
+    if answer.num_visual_tokens == answer.num_patches:
+        stages = "no compression"
+    return f"{answer.num_visual_tokens} of {answer.num_patches} visual tokens: {stages}"
+
+
+def timing_line(timing: Timing) -> str:
+    """The time of each step, as one line."""
+    return ", ".join(f"{name} {getattr(timing, key) * 1e3:.1f} ms" for key, name in STEPS.items())
+
+
+def print_answer(console: Console, answer: Answer) -> None:
+    """The answer, and under it what it cost."""
+    console.print(answer.text, markup=False)
+    for line in (token_line(answer), timing_line(answer.timing)):
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+
+
+def answer_dict(image: Path, question: str, answer: Answer, warnings: list[str]) -> dict[str, Any]:
+    """An answer as plain data; times in milliseconds."""
+    return {
+        "image": str(image),
+        "question": question,
+        "answer": answer.text,
+        "token_ids": list(answer.token_ids),
+        "visual_tokens": {
+            "kept": answer.num_visual_tokens,
+            "of": answer.num_patches,
+            **answer.stage_counts,
+        },
+        "timing_ms": {
+            key: round(seconds * 1e3, 3) for key, seconds in asdict(answer.timing).items()
+        },
+        "warnings": warnings,
+    }
+
+
+def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) -> None:
+    """What a checkpoint holds."""
+    spec = checkpoint.spec
+    parts = {
+        part: {
+            "parameters": checkpoint.num_parameters(part),
+            "bytes": checkpoint.num_bytes(part),
+            "dtypes": list(checkpoint.dtypes(part)),
+            **asdict(getattr(spec, name)),
+        }
+        for part, name in zip(PARTS, ("vision", "text", "projector", "language"), strict=True)
+    }
+    summary = {
+        "layout": spec.layout,
+        "model": str(checkpoint.model_dir),
+        "clip": str(checkpoint.clip_dir),
+        "patches": spec.vision.num_patches,
+        "chat_template": spec.chat_template,
+    }
+    if as_json:
+        console.print_json(json.dumps({**summary, "parts": parts}))
+        return
+    for name, value in summary.items():
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+    table = Table("part", "parameters", "MB", "layers", "width", "details", box=None, pad_edge=False)
+    for part, sizes in parts.items():
+        table.add_row(
+            part.replace("_", " "),
+            f"{sizes['parameters']:,}",
+            f"{sizes['bytes'] / 1e6:.1f}",
+            str(sizes.get("num_layers", "")),
+            str(sizes.get("hidden_size", sizes.get("out_features"))),
+            _details(part, sizes),
+        )
+    console.print(table)
+
+
+def _details(part: str, sizes: dict[str, Any]) -> str:
+    if part == "vision_tower":
+        return f"{sizes['image_size']} px in patches of {sizes['patch_size']}"
+    if part == "text_tower":
+        return f"{sizes['max_positions']} positions, vocabulary {sizes['vocab_size']}"
+    if part == "projector":
+        return str(sizes["kind"])
+    return (
+        f"{sizes['num_heads']} heads ({sizes['num_kv_heads']} for keys), vocabulary "
+        f"{sizes['vocab_size']}, context {sizes['max_positions']}"
+    )
