@@ -1,0 +1,276 @@
+"""Files of torch.save: strange but good ones, damaged ones and hostile ones."""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_recomp.checkpoint.tensors import load
+from paddle_recomp.checkpoint.torch_file import read_torch
+from paddle_recomp.errors import CheckpointError
+from tests.checkpoint.writers import (
+    pickle_call,
+    pickle_dict,
+    pickle_global,
+    pickle_int,
+    pickle_parameter,
+    pickle_storage,
+    pickle_tensor,
+    pickle_text,
+    pickle_tuple,
+    write_torch,
+    write_torch_zip,
+)
+
+SIX = np.arange(6, dtype=np.float32)
+STORAGE = pickle_storage("0", "float32", 6)
+GOOD = pickle_tensor(STORAGE, 0, (6,), (1,))
+
+
+def write(path: Path, **items: bytes) -> Path:
+    write_torch_zip(path, pickle_dict(items), {"0": SIX.tobytes()})
+    return path
+
+
+def test_views_of_one_storage(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "w.bin",
+        plain=pickle_tensor(STORAGE, 0, (2, 3), (3, 1)),
+        transposed=pickle_parameter(pickle_tensor(STORAGE, 0, (3, 2), (1, 3))),
+        tail=pickle_tensor(STORAGE, 4, (2,), (1,)),
+        gaps=pickle_tensor(STORAGE, 1, (3,), (2,)),
+        scalar=pickle_tensor(STORAGE, 5, (), ()),
+        empty=pickle_tensor(STORAGE, 6, (0, 4), (4, 1)),
+        repeated=pickle_tensor(STORAGE, 2, (2, 2), (0, 1)),
+    )
+    found = {key: load(tensor) for key, tensor in read_torch(path).items()}
+    np.testing.assert_array_equal(found["plain"], SIX.reshape(2, 3))
+    np.testing.assert_array_equal(found["transposed"], SIX.reshape(2, 3).T)
+    np.testing.assert_array_equal(found["tail"], [4, 5])
+    np.testing.assert_array_equal(found["gaps"], [1, 3, 5])
+    np.testing.assert_array_equal(found["scalar"], 5)
+    assert found["empty"].shape == (0, 4)
+    np.testing.assert_array_equal(found["repeated"], [[2, 3], [2, 3]])
+
+
+def test_transposed_bfloat16(tmp_path: Path) -> None:
+    storage = pickle_storage("0", "bfloat16", 6)
+    bits = (SIX.view(np.uint32) >> 16).astype(np.uint16)
+    view = pickle_tensor(storage, 0, (3, 2), (1, 3))
+    write_torch_zip(tmp_path / "w.bin", pickle_dict({"a": view}), {"0": bits.tobytes()})
+    values = load(read_torch(tmp_path / "w.bin")["a"])
+    np.testing.assert_array_equal(values, SIX.reshape(2, 3).T)
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, (7,), (1,)),
+        (1, (6,), (1,)),
+        (0, (3, 2), (3, 1)),
+        (7, (0,), (1,)),
+        (0, (2,), (10**15,)),
+        (6, (), ()),
+    ],
+)
+def test_view_outside_its_storage(
+    tmp_path: Path, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    path = write(tmp_path / "w.bin", a=pickle_tensor(STORAGE, offset, shape, strides))
+    with pytest.raises(CheckpointError, match="a reaches outside storage 0 of 6 items") as raised:
+        read_torch(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pickle_tensor(STORAGE, -1, (1,), (1,)),
+        pickle_tensor(STORAGE, 0, (-1,), (1,)),
+        pickle_tensor(STORAGE, 5, (6,), (-1,)),
+        pickle_tensor(STORAGE, 0, (2, 3), (1,)),
+        pickle_tensor(pickle_text("0"), 0, (1,), (1,)),
+    ],
+)
+def test_senseless_view(tmp_path: Path, tensor: bytes) -> None:
+    with pytest.raises(CheckpointError, match="describes no valid tensor"):
+        read_torch(write(tmp_path / "w.bin", a=tensor))
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pickle_storage("0", "float32", -6),
+        pickle_tuple(pickle_text("storage"), pickle_text("0")) + b"Q",
+        pickle_text("0") + b"Q",
+    ],
+)
+def test_senseless_storage(tmp_path: Path, storage: bytes) -> None:
+    path = write(tmp_path / "w.bin", a=pickle_tensor(storage, 0, (1,), (1,)))
+    with pytest.raises(CheckpointError, match="describes no valid storage"):
+        read_torch(path)
+
+
+def test_storage_of_another_length(tmp_path: Path) -> None:
+    storage = pickle_storage("0", "float32", 7)
+    path = write(tmp_path / "w.bin", a=pickle_tensor(storage, 0, (6,), (1,)))
+    with pytest.raises(CheckpointError, match=r"has 24 bytes, but 7 items of float32 need 28"):
+        read_torch(path)
+
+
+def test_storage_that_is_not_there(tmp_path: Path) -> None:
+    storage = pickle_storage("9", "float32", 6)
+    path = write(tmp_path / "w.bin", a=pickle_tensor(storage, 0, (6,), (1,)))
+    with pytest.raises(CheckpointError, match="a lies in storage 9, which is not there"):
+        read_torch(path)
+
+
+class RunsOnLoad:
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_hostile_pickle_does_not_run(tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "executed"
+    code = f"open({str(marker)!r}, 'w').close()"
+    description = pickle.dumps({"a": RunsOnLoad(exec, code)}, protocol)
+    pickle.loads(description)
+    assert marker.exists(), "the attack itself must work, or this test shows nothing"
+    marker.unlink()
+    write_torch_zip(tmp_path / "w.bin", description, {})
+    with pytest.raises(CheckpointError, match=r"w\.bin: its pickle names \w+\.exec, .*refused"):
+        read_torch(tmp_path / "w.bin")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("posix", "system"),
+        ("subprocess", "Popen"),
+        ("builtins", "eval"),
+        ("builtins", "getattr"),
+        ("__builtin__", "eval"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("collections", "OrderedDict.fromkeys"),
+        ("collections", "namedtuple"),
+        ("torch", "load"),
+        ("torch", "_utils._rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_sparse_tensor"),
+        ("paddle_recomp.checkpoint.torch_file", "_view"),
+    ],
+)
+def test_refused_names(tmp_path: Path, module: str, name: str) -> None:
+    path = write(tmp_path / "w.bin", a=GOOD, b=pickle_global(module, name))
+    with pytest.raises(CheckpointError, match=f"names {module}.{name}, which no tensor needs"):
+        read_torch(path)
+
+
+def test_refused_name_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path / "w.bin", a=pickle_call("hostile_module", "run"))
+    with pytest.raises(CheckpointError, match=r"hostile_module\.run"):
+        read_torch(path)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_disguised_dictionary(tmp_path: Path) -> None:
+    """A pickle may put attributes on its OrderedDict, such as an `items` of its own."""
+    state = b"}" + pickle_text("items") + pickle_global("collections", "OrderedDict") + b"s"
+    description = pickle_dict({"a": GOOD}).removesuffix(b".") + state + b"b."
+    write_torch_zip(tmp_path / "w.bin", description, {"0": SIX.tobytes()})
+    assert list(read_torch(tmp_path / "w.bin")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (b"\x80\x02" + pickle_int(7) + b".", "holds a int; expected a dict"),
+        (pickle_dict({"epoch": pickle_int(7)}), "epoch is a int, not a tensor"),
+        (pickle_dict({"model": pickle_call("collections", "OrderedDict")}), "model is a Ordered"),
+        (b"\x80\x02}" + pickle_int(7) + GOOD + b"s.", "int is a _View, not a tensor"),
+        (b"\x80\x02(", "cannot be read"),
+        (b"", "cannot be read"),
+        (b"\x80\xff.", "cannot be read"),
+        (b"\x80\x02r\xff\xff\xff\x7f.", "cannot be read"),
+    ],
+)
+def test_other_content(tmp_path: Path, description: bytes, message: str) -> None:
+    write_torch_zip(tmp_path / "w.bin", description, {"0": SIX.tobytes()})
+    with pytest.raises(CheckpointError, match=message):
+        read_torch(tmp_path / "w.bin")
+
+
+def test_legacy_formats(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2))
+    with pytest.raises(CheckpointError, match=r"not in the zip format of torch.save"):
+        read_torch(path)
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "pickle")
+    with pytest.raises(CheckpointError, match=r"not in the zip format of torch.save"):
+        read_torch(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"not in the zip format of torch.save"):
+        read_torch(path)
+
+
+def test_compressed_storage(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    write_torch_zip(path, pickle_dict({"a": GOOD}), {"0": SIX.tobytes()}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="w/data/0 is compressed"):
+        read_torch(path)
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    write_torch_zip(path, pickle_dict({"a": GOOD}), {"0": SIX.tobytes()}, byteorder=b"big")
+    with pytest.raises(CheckpointError, match="big-endian"):
+        read_torch(path)
+
+
+def test_zip_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"holds 0 files data\.pkl"):
+        read_torch(path)
+
+
+def test_truncated_at_every_length(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    write_torch(path, {"a": np.ones(3, np.float32)})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            read_torch(path)
+
+
+def test_every_damaged_byte_is_harmless(tmp_path: Path) -> None:
+    """A damaged file gives an error of ours or tensors that can be read, never anything else."""
+    path = tmp_path / "w.bin"
+    write_torch(path, {"a": np.ones(3, np.float32), "b": np.ones((2, 2), np.float32)})
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            for tensor in read_torch(path).values():
+                load(tensor).sum()
+        except CheckpointError:
+            refused += 1
+    assert refused > len(whole) // 2
