@@ -17,13 +17,14 @@ from training.features import build_store
 from training.model import Llava
 from training.packing import language_corpus
 from training.phrases import corpus
+from training.pictures import write_pictures
 from training.tokenizers_ import train_clip_tokenizer, train_llama_tokenizer
 from training.train_clip import ClipTrainer, train_clip
 from training.train_llava import train_llava
 
 ASSETS = Path("paddle_recomp/assets")
 REPORT = Path("training/report.json")
-STAGES = ("tokenizers", "clip", "check", "features", "llava", "export", "evaluate")
+STAGES = ("tokenizers", "clip", "check", "features", "llava", "export", "evaluate", "pictures")
 
 
 def padded(vocabulary: int) -> int:
@@ -91,6 +92,8 @@ def run(stage: str, options: argparse.Namespace) -> None:
         numbers = evaluate(ASSETS / "demo", options.pictures)
         write_report(REPORT, "llava", numbers)
         print(json.dumps(numbers, indent=2))
+    elif stage == "pictures":
+        print("seeds:", write_pictures(ASSETS / "demo", ASSETS / "pictures"))
 
 
 def main() -> None:

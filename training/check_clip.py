@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from training.clip_data import IGNORE, patch_classes, text_ids, to_pixels
 from training.model import Clip
@@ -15,6 +15,7 @@ from training.scenes import Question, Scene, make_scene, questions
 from training.train_clip import ClipTrainer
 
 BUDGET = 32  # an eighth of the 256 patches
+TITLES = ("name", "color", "place")
 SEEN = 0.5  # an object counts as kept from this share of its patches on
 
 
@@ -35,7 +36,7 @@ def see(clip: Clip, scenes: list[Scene], chunk: int = 50) -> tuple[Tensor, Tenso
 def embed_questions(clip: Clip, tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
     """Unit vectors [P] by question sentence."""
     unique = sorted(set(texts))
-    return dict(zip(unique, clip.embed_text(text_ids(tokenizer, unique))))
+    return dict(zip(unique, clip.embed_text(text_ids(tokenizer, unique)), strict=True))
 
 
 def visual_choice(attention: Tensor, budget: int = BUDGET) -> Tensor:
@@ -81,16 +82,16 @@ def check_clip(trainer: ClipTrainer, tokenizer: Tokenizer, pictures: int) -> dic
     for number, scene in enumerate(scenes):
         on_object = torch.from_numpy(scene.labels >= 0)
         note("object share of area", on_object.float().mean().item())
-        note("object share of class attention", (attention[number][on_object].sum()
-             / attention[number].sum()).item())  # fmt: skip
-        for title, head, target in zip(("name", "color", "place"), heads, patch_classes(scene)):
+        share = attention[number][on_object].sum() / attention[number].sum()
+        note("object share of class attention", share.item())
+        for title, head, target in zip(TITLES, heads, patch_classes(scene), strict=True):
             with torch.no_grad():
                 scores = head(features[number]).float()
             for thing in range(len(scene.objects)):
                 patches = scene.patches(thing)
                 truth = int(target[patches[0]]) if len(patches) else IGNORE
                 if truth != IGNORE:
-                    vote = F.log_softmax(scores[patches], -1).mean(0).argmax().item()
+                    vote = functional.log_softmax(scores[patches], -1).mean(0).argmax().item()
                     note(f"{title} accuracy per object", float(vote == truth))
         by_attention = visual_choice(attention[number])
         for question in asked[number]:
@@ -103,7 +104,7 @@ def check_clip(trainer: ClipTrainer, tokenizer: Tokenizer, pictures: int) -> dic
             note(f"retrieval AUC {question.kind}", float(roc_auc_score(truth_mask, similarity)))
             note(f"retrieval precision {question.kind}", truth_mask[top].mean().item())
             guided = guided_choice(attention[number], similarity)
-            note("kept by class attention", float(truth_mask[by_attention].sum()
-                 >= SEEN * len(patches)))  # fmt: skip
-            note("kept by guided", float(truth_mask[guided].sum() >= SEEN * len(patches)))
+            for title, choice in (("class attention", by_attention), ("guided", guided)):
+                kept = truth_mask[choice].sum() >= SEEN * len(patches)
+                note(f"kept by {title}", float(kept))
     return {name: round(float(np.mean(values)), 4) for name, values in sorted(hits.items())}

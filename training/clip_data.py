@@ -30,12 +30,17 @@ TRAIN_SEEDS = 10_000_000  # training scenes start here; held-out scenes differ b
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """images [B, S, S, 3] uint8; names, colors, places [B, N]; relevance [B, N, T]; token ids."""
+    """What one step needs.
+
+    images [B, S, S, 3] uint8; names, colors, places [B, N]; glyphs [B, N, 64], NaN where there is
+    none; relevance [B, N, T], NaN where undecided; token ids [T, L] and [B, L].
+    """
 
     images: Tensor
     names: Tensor
     colors: Tensor
     places: Tensor
+    glyphs: Tensor
     relevance: Tensor
     phrase_ids: Tensor
     caption_ids: Tensor
@@ -72,6 +77,13 @@ def patch_classes(scene: Scene) -> tuple[npt.NDArray[np.int64], ...]:
     return table(names, len(NAMES)), table(colors, len(COLORS)), table(places, IGNORE)
 
 
+def patch_glyphs(scene: Scene) -> npt.NDArray[np.float32]:
+    """The coarse drawing of the object on every patch, NaN where there is none, [256, 64]."""
+    drawings = scene.glyphs.reshape(len(scene.objects), -1)
+    nothing = np.full((2, drawings.shape[1]), np.nan, np.float32)
+    return np.concatenate([drawings, nothing])[scene.labels]
+
+
 class ClipBatches(IterableDataset[ClipBatch]):
     """Endless training batches from a given step on; the same step is the same batch."""
 
@@ -85,10 +97,16 @@ class ClipBatches(IterableDataset[ClipBatch]):
         """The batch of one step."""
         rng = np.random.default_rng([7, step])
         first = TRAIN_SEEDS + step * self.pictures
-        scenes = [make_scene(first + number) for number in range(self.pictures)]
+        # Crowded scenes teach more per picture; the usual ones keep the usual mix in view.
+        crowds = [
+            int(rng.integers(5, 9)) if rng.random() < 0.75 else None for _ in range(self.pictures)
+        ]
+        scenes = [make_scene(first + number, crowd) for number, crowd in enumerate(crowds)]
         phrases = [random_phrase(rng) for _ in range(self.phrases)]
         classes = [patch_classes(scene) for scene in scenes]
-        names, colors, places = (torch.from_numpy(np.stack(rows)) for rows in zip(*classes))
+        names, colors, places = (
+            torch.from_numpy(np.stack(rows)) for rows in zip(*classes, strict=True)
+        )
         speaks_of = np.stack(
             [np.stack([relevance(phrase, scene) for phrase in phrases], -1) for scene in scenes]
         )
@@ -97,6 +115,7 @@ class ClipBatches(IterableDataset[ClipBatch]):
             names=names,
             colors=colors,
             places=places,
+            glyphs=torch.from_numpy(np.stack([patch_glyphs(scene) for scene in scenes])),
             relevance=torch.from_numpy(speaks_of),
             phrase_ids=text_ids(self.tokenizer, [phrase.text for phrase in phrases]),
             caption_ids=text_ids(self.tokenizer, [caption(scene, rng) for scene in scenes]),

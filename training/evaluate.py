@@ -55,7 +55,13 @@ def _shares(items: list[Item], right: list[bool]) -> dict[str, float]:
     table = {"all": float(np.mean(right))}
     for kind in kinds:
         table[kind] = float(
-            np.mean([ok for ok, (_, question) in zip(right, items) if question.kind == kind])
+            np.mean(
+                [
+                    ok
+                    for ok, (_, question) in zip(right, items, strict=True)
+                    if question.kind == kind
+                ]
+            )
         )
     return {name: round(value, 4) for name, value in table.items()}
 
@@ -94,7 +100,7 @@ def evaluate(root: Path, pictures: int, first_seed: int = 100_000) -> dict[str, 
     for name, choose in tqdm(ways.items()):
         right = answered(llava, encoder, features, items, choose)
         table = _shares(items, right)
-        hit = [ok for ok, gone in zip(right, lost) if gone]
+        hit = [ok for ok, gone in zip(right, lost, strict=True) if gone]
         table["object dropped by class attention"] = round(float(np.mean(hit)), 4) if hit else -1
         tables[name] = table
     return {

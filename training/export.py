@@ -140,6 +140,7 @@ def _preprocessor(processor: str) -> dict[str, object]:
 def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
     halves = {name: value.detach().half().contiguous() for name, value in weights.items()}
     save_file(halves, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def export_clip(clip: Clip, tokenizer: Tokenizer, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def build_store(clip: Clip, folder: Path, per_count: int) -> FeatureStore:
             scenes = [make_scene(seed, count) for seed, count in plan[first : first + CHUNK]]
             features[first : first + CHUNK] = see(clip, scenes)[0].numpy()
             nothing = np.empty(0, np.uint8)
-            bare += [Scene(nothing, s.objects, s.labels, s.background) for s in scenes]
+            bare += [replace(scene, image=nothing) for scene in scenes]
         features.flush()
         scene_path.write_bytes(pickle.dumps(bare))
     scenes = pickle.loads(scene_path.read_bytes())
@@ -64,5 +64,7 @@ def build_store(clip: Clip, folder: Path, per_count: int) -> FeatureStore:
 
 def feature_statistics(store: FeatureStore) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of every channel, [C] each."""
-    sample = torch.from_numpy(store.features[:: max(1, len(store.scenes) // 500)].astype(np.float32))
+    sample = torch.from_numpy(
+        store.features[:: max(1, len(store.scenes) // 500)].astype(np.float32)
+    )
     return sample.mean((0, 1)), sample.std((0, 1)).clamp_min(1e-4)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Attention(nn.Module):
             self.get_submodule(name)(x).view(batch, length, self.heads, -1).transpose(1, 2)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.get_submodule("out_proj")(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -89,6 +89,16 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.layers))
 
 
+def grid_waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column at several wavelengths, [side * side, width]."""
+    speed = torch.pi / 2 * 0.03 ** (torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(side)[:, None] * speed
+    waves = torch.cat([angle.sin(), angle.cos()], -1)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None].expand(side, side, -1)
+    return torch.cat([rows, columns], -1).reshape(side * side, width)
+
+
 class VisionEmbeddings(nn.Module):
     """Patches, class token and positions."""
 
@@ -97,7 +107,12 @@ class VisionEmbeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.randn(VISION.width) * 0.02)
         self.patch_embedding = nn.Conv2d(3, VISION.width, PATCH_SIZE, PATCH_SIZE, bias=False)
         self.position_embedding = nn.Embedding(PATCHES + 1, VISION.width)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        # Starting from waves, a head finds "the patch beside me" far sooner than from noise.
+        with torch.no_grad():
+            self.position_embedding.weight[0].zero_()
+            self.position_embedding.weight[1:] = 0.5 * grid_waves(
+                IMAGE_SIZE // PATCH_SIZE, VISION.width
+            )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 1 + N, C]."""
@@ -177,12 +192,12 @@ class Clip(nn.Module):
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """[B, L] -> unit vectors [B, P]."""
-        return F.normalize(self.text_projection(self.text_model(ids)).float(), dim=-1)
+        return functional.normalize(self.text_projection(self.text_model(ids)).float(), dim=-1)
 
     def embed_states(self, last: Tensor) -> Tensor:
         """Last hidden state [..., C] -> unit vectors [..., P]."""
         projected = self.visual_projection(self.vision_model.post_layernorm(last))
-        return F.normalize(projected.float(), dim=-1)
+        return functional.normalize(projected.float(), dim=-1)
 
 
 class Projector(nn.Module):
@@ -195,7 +210,7 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, M, C] -> [B, M, D]."""
-        return self.linear_2(F.gelu(self.linear_1(features)))
+        return self.linear_2(functional.gelu(self.linear_1(features)))
 
 
 def rope_tables(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +245,7 @@ class LlamaAttention(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         q, k = rotate(q, tables), rotate(k, tables)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.get_submodule("o_proj")(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -245,7 +260,7 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class LlamaLayer(nn.Module):

@@ -131,9 +131,7 @@ def pack_conversation(turns: list[list[Turn]], before: int) -> Pack:
 def right_turns(logits: Tensor, pack: Pack, turns: int) -> Tensor:
     """logits [B, L, V] -> whether greedy decoding says exactly the answer and stops, [B, turns]."""
     wrong = (logits.argmax(-1) != pack.targets) & (pack.targets != NO_TARGET)
-    return torch.stack(
-        [~(wrong & (pack.turn == number)).any(1) for number in range(turns)], dim=1
-    )
+    return torch.stack([~(wrong & (pack.turn == number)).any(1) for number in range(turns)], dim=1)
 
 
 def draw_questions(

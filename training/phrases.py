@@ -25,9 +25,10 @@ BY_KIND_COLOR = (
     "one {k} is {c}", "a {k} whose color is {c}", "this is what a {c} {k} looks like",
     "there is a {c} {k} here", "a {k} painted {c}", "{c} is the color of the {k}",
     "a photo of a {c} {k}", "here is where the {c} {k} is", "some {k} is {c}", "that {k} is {c}",
-    "many things, and one {k} is {c}", "which one? the {c} {k}", "the {k} is {c}, not another color",
-    "what a {c} {k}", "look at the {k}: it is {c}", "a {k} is {c}?", "every {k} is {c} here",
-    "this {k} is {c}", "of what there is, one {k} is {c}", "the {k} is {c}", "{k} is {c}?",
+    "many things, and one {k} is {c}", "which one? the {c} {k}",
+    "the {k} is {c}, not another color", "what a {c} {k}", "look at the {k}: it is {c}",
+    "a {k} is {c}?", "every {k} is {c} here", "this {k} is {c}",
+    "of what there is, one {k} is {c}", "the {k} is {c}", "{k} is {c}?",
     "we see what {k} it is: the {c} one",
 )  # fmt: skip
 BY_NAME = (
@@ -35,26 +36,28 @@ BY_NAME = (
     "here is the {n}", "a {n} of some color", "a photo of a {n}", "this is what a {n} looks like",
     "here is where the {n} stands", "the color of the {n}", "which one? the {n}", "the {n}?",
     "the {n} has a color", "is the {n} in the picture? yes, the {n}", "the place of the {n}",
-    "the {k} {n}", "a {k}, it is the {n}", "what we call a {n}", "this color is the one of the {n}",
-    "a {n} of whatever color", "somewhere is the {n}", "how to draw a {n}", "many things and a {n}",
-    "any color is the {n}", "it is the {n}", "is the {n}?", "color is the {n}", "there it is, the {n}",
-    "here and where is the {n}",
+    "the {k} {n}", "a {k}, it is the {n}", "what we call a {n}",
+    "this color is the one of the {n}", "a {n} of whatever color", "somewhere is the {n}",
+    "how to draw a {n}", "many things and a {n}", "any color is the {n}", "it is the {n}",
+    "is the {n}?", "color is the {n}", "there it is, the {n}", "here and where is the {n}",
 )  # fmt: skip
 BY_NAME_COLOR = (
     "a {c} {n}", "the {c} {n}", "{c} {n}", "the {n} is {c}", "a {n} whose color is {c}",
     "the {c} {k} {n}", "a {n} painted {c}", "a photo of a {c} {n}", "here is a {n}, it is {c}",
-    "this is what a {c} {n} looks like", "the color of the {n} is {c}", "is the {n} {c}? yes, it is",
-    "here is where the {c} {n} is", "what is {c} is the {n}",
+    "this is what a {c} {n} looks like", "the color of the {n} is {c}",
+    "is the {n} {c}? yes, it is", "here is where the {c} {n} is", "what is {c} is the {n}",
 )  # fmt: skip
 BY_KIND = (
-    "a {k}", "the {k}", "any {k}", "{k}s", "many {k}s", "the {k}s of the picture", "some {k}s are here",
-    "all the {k}s there are", "one {k} or two {k}s", "a photo of {k}s", "how many {k}s, one or more",
-    "there are some {k}s", "what {k}s look like", "every {k}", "which {k} is which",
+    "a {k}", "the {k}", "any {k}", "{k}s", "many {k}s", "the {k}s of the picture",
+    "some {k}s are here", "all the {k}s there are", "one {k} or two {k}s", "a photo of {k}s",
+    "how many {k}s, one or more", "there are some {k}s", "what {k}s look like", "every {k}",
+    "which {k} is which",
 )  # fmt: skip
 BY_NOTHING = (
-    "the background", "an empty place", "nothing is here", "where there is nothing", "only background",
-    "what is behind", "a {b} background", "the {b} texture", "no digit and no shape, just {b}",
-    "how empty it is", "a plain part of the picture", "there are many grey dots",
+    "the background", "an empty place", "nothing is here", "where there is nothing",
+    "only background", "what is behind", "a {b} background", "the {b} texture",
+    "no digit and no shape, just {b}", "how empty it is", "a plain part of the picture",
+    "there are many grey dots",
 )  # fmt: skip
 BACKGROUND_WORDS = {
     "plain": "plain", "gradient": "shaded", "noise": "noisy", "stripes": "striped",

@@ -1,4 +1,4 @@
-"""Seeded scenes of coloured digits and shapes, with questions: NumPy, Pillow and scikit-learn only."""
+"""Seeded scenes of coloured digits and shapes, with questions; NumPy, Pillow, scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 SIDE = 224
 PATCH = 14
 GRID = SIDE // PATCH
+GLYPH = 8
 BACKGROUND = -1  # patch label: nothing here
 EDGE = -2  # patch label: an object touches this patch, but too little of it to name it
 
@@ -71,12 +72,16 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """image [224, 224, 3] uint8; labels [256]: object number, BACKGROUND or EDGE."""
+    """image [224, 224, 3] uint8; labels [256]: object number, BACKGROUND or EDGE.
+
+    glyphs [objects, 8, 8]: coarse opacity of every object within its own square, 0..1.
+    """
 
     image: npt.NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     labels: npt.NDArray[np.int8]
     background: str
+    glyphs: FloatImage
 
     def patches(self, target: int) -> npt.NDArray[np.int64]:
         """Ascending numbers of the patches that show one object, [n]."""
@@ -223,6 +228,7 @@ def make_scene(seed: int, objects: int | None = None, held_out: bool = False) ->
     coverage: list[FloatImage] = []
     placed: list[SceneObject] = []
     taken: list[tuple[int, int, int]] = []
+    glyphs: list[FloatImage] = []
     for kind, name, color in _things(usual if objects is None else objects, rng):
         # Salience varies on purpose: a caption, and so the class token, favours the bold ones.
         bold = rng.random()
@@ -237,6 +243,8 @@ def make_scene(seed: int, objects: int | None = None, held_out: bool = False) ->
             mask = _digit_mask(name, size, held_out, rng)
         else:
             mask = _shape_mask(name, size, rng)
+        coarse = Image.fromarray(mask).resize((GLYPH, GLYPH), Image.Resampling.BOX)
+        glyphs.append(np.asarray(coarse))
         window = image[top : top + size, left : left + size]
         if bold > 0.65:
             rim = _grow(mask, 1)[..., None] * 0.9
@@ -257,7 +265,7 @@ def make_scene(seed: int, objects: int | None = None, held_out: bool = False) ->
         most >= NAMED_COVERAGE, best, np.where(most >= TOUCHED_COVERAGE, EDGE, BACKGROUND)
     )
     pixels = np.clip(np.round(image), 0, 255).astype(np.uint8)
-    return Scene(pixels, tuple(placed), labels.astype(np.int8), background)
+    return Scene(pixels, tuple(placed), labels.astype(np.int8), background, np.stack(glyphs))
 
 
 def questions(scene: Scene) -> list[Question]:

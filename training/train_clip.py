@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.clip_data import IGNORE, NAMES, PLACES, ClipBatch, ClipBatches, to_pixels
 from training.model import VISION, Clip
-from training.scenes import COLORS
+from training.optimizers import make_optimizers
+from training.scenes import COLORS, GLYPH
 
 PICTURES, PHRASES = 32, 64
-PEAK_RATE, WARMUP, WEIGHT_DECAY = 1.5e-3, 150, 0.05
-CAPTION_WEIGHT = 0.2
+PEAK_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 150, 0.05
+WEIGHTS = {"name": 1.0, "color": 1.0, "place": 1.0, "glyph": 3.0, "align": 1.0, "caption": 0.2}
 SAVE_EVERY = 100
 
 
@@ -31,6 +32,7 @@ class ClipTrainer(nn.Module):
         self.name_head = nn.Linear(VISION.width, len(NAMES) + 1)
         self.color_head = nn.Linear(VISION.width, len(COLORS) + 1)
         self.place_head = nn.Linear(VISION.width, len(PLACES))
+        self.glyph_head = nn.Linear(VISION.width, GLYPH * GLYPH)
         self.patch_scale = nn.Parameter(torch.tensor(2.3))
         self.patch_bias = nn.Parameter(torch.tensor(-5.0))
 
@@ -45,14 +47,20 @@ class ClipTrainer(nn.Module):
             if head.out_features != len(PLACES):
                 weight[-1] = 0.1
             flat = head(patches).flatten(0, 1).float()
-            return F.cross_entropy(flat, target.flatten(), weight, ignore_index=IGNORE)
+            return functional.cross_entropy(flat, target.flatten(), weight, ignore_index=IGNORE)
 
+        # Drawing the whole object from each of its patches teaches to look at the neighbours,
+        # a far denser signal than the object's name.
+        drawn = ~batch.glyphs[..., 0].isnan()
+        sketches = self.glyph_head(patches)[drawn].float()
         joint = self.clip.embed_states(last)
         phrases = self.clip.embed_text(batch.phrase_ids)
         logits = joint[:, 1:] @ phrases.T * self.patch_scale.exp() + self.patch_bias
         known = ~batch.relevance.isnan()
         wanted = batch.relevance.nan_to_num()
-        pairs = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
+        pairs = functional.binary_cross_entropy_with_logits(
+            logits.float(), wanted, reduction="none"
+        )
         # Summed over all pairs and shared by the positive ones: hard negatives keep their weight.
         align = (pairs * known).sum() / wanted.sum().clamp_min(1)
         captions = self.clip.embed_text(batch.caption_ids)
@@ -62,8 +70,12 @@ class ClipTrainer(nn.Module):
             "name": classify(self.name_head, batch.names),
             "color": classify(self.color_head, batch.colors),
             "place": classify(self.place_head, batch.places),
+            "glyph": functional.binary_cross_entropy_with_logits(sketches, batch.glyphs[drawn]),
             "align": align,
-            "caption": (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2,
+            "caption": (
+                functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)
+            )
+            / 2,
         }
 
 
@@ -74,46 +86,44 @@ def rate_at(step: int, steps: int) -> float:
     return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
-def _optimizer(model: nn.Module) -> torch.optim.AdamW:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-
-
 def train_clip(tokenizer: Tokenizer, checkpoint: Path, steps: int) -> ClipTrainer:
     """Trains up to `steps` in all, going on from the checkpoint where there is one."""
     torch.manual_seed(0)
     model = ClipTrainer(tokenizer.get_vocab_size())
-    optimizer = _optimizer(model)
+    optimizers = make_optimizers(model, PEAK_RATE, WEIGHT_DECAY)
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         start = state["step"]
     data = ClipBatches(tokenizer, start, PICTURES, PHRASES)
     batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=3))
     progress = tqdm(range(start, steps), initial=start, total=steps, mininterval=10)
     running: dict[str, float] = {}
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, steps)
         with torch.autocast("cpu", torch.bfloat16):
             losses = model.losses(next(batches))
-        total = sum(value * (CAPTION_WEIGHT if name == "caption" else 1.0)
-                    for name, value in losses.items())  # fmt: skip
-        assert isinstance(total, Tensor)
-        optimizer.zero_grad()
+        total = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         for name, value in losses.items():
             running[name] = 0.97 * running.get(name, value.item()) + 0.03 * value.item()
         progress.set_postfix({k: f"{v:.3f}" for k, v in running.items()}, refresh=False)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                     "step": step + 1}  # fmt: skip
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return model

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from tqdm import tqdm
 
 from training.features import COUNTS, FeatureStore, feature_statistics
 from training.model import PATCHES, Llava
+from training.optimizers import make_optimizers
 from training.packing import (
     NO_TARGET,
     Pack,
@@ -29,7 +30,7 @@ from training.packing import (
 from training.scenes import Scene, questions
 
 PICTURES, TURNS = 32, 8
-PEAK_RATE, WARMUP, WEIGHT_DECAY = 1.5e-3, 100, 0.05
+PEAK_RATE, WARMUP, WEIGHT_DECAY = 2e-3, 100, 0.05
 NEXT_LEVEL = 0.85
 SAVE_EVERY = 100
 
@@ -128,7 +129,9 @@ def turn_logits(model: Llava, prefix: list[int], visual: Tensor, pack: Pack) -> 
     embed = model.language_model.model.embed_tokens
     start = embed(torch.tensor(prefix)).expand(len(visual), -1, -1)
     projected = model.project(visual)
-    embeds = torch.cat([start.to(projected.dtype), projected, embed(pack.ids).to(projected.dtype)], 1)
+    embeds = torch.cat(
+        [start.to(projected.dtype), projected, embed(pack.ids).to(projected.dtype)], 1
+    )
     states = model.language_model.model(embeds, pack.positions, pack.mask)
     return model.language_model.lm_head(states[:, -pack.ids.shape[1] :]).float()
 
@@ -148,20 +151,14 @@ def train_llava(
     torch.manual_seed(1)
     model = Llava(vocabulary)
     model.feature_mean, model.feature_std = feature_statistics(store)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
-        lr=PEAK_RATE,
-        betas=(0.9, 0.98),
-        weight_decay=WEIGHT_DECAY,
-    )
+    optimizers = make_optimizers(model, PEAK_RATE, WEIGHT_DECAY)
     curriculum = Curriculum()
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         curriculum = Curriculum(**state["curriculum"])
         start = state["step"]
     encoder = TurnEncoder(tokenizer)
@@ -169,16 +166,21 @@ def train_llava(
     running = 0.0
     progress = tqdm(range(start, steps), initial=start, total=steps, mininterval=10)
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, steps)
         visual, pack = batches.batch(step, curriculum.level)
         with torch.autocast("cpu", torch.bfloat16):
             logits = turn_logits(model, encoder.prefix, visual, pack)
-        loss = F.cross_entropy(logits.flatten(0, 1), pack.targets.flatten(), ignore_index=NO_TARGET)
-        optimizer.zero_grad()
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1), pack.targets.flatten(), ignore_index=NO_TARGET
+        )
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         curriculum.note(step, right_turns(logits, pack, TURNS).float().mean().item())
         running = 0.97 * running + 0.03 * loss.item()
         progress.set_postfix(
@@ -186,8 +188,12 @@ def train_llava(
             refresh=False,
         )  # fmt: skip
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                     "curriculum": vars(curriculum), "step": step + 1}  # fmt: skip
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "curriculum": vars(curriculum),
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return model
