@@ -1,6 +1,6 @@
 """Record what transformers makes of pictures and questions: preprocess.npz, clip_tokenizer.json.
 
-    python tests/golden/record_preprocess.py PICTURES
+    python -m tests.golden.record_preprocess PICTURES
 
 PICTURES is the folder `skimage/data` of an installed scikit-image. Needs transformers and torch,
 which the tests that read the two files do not."""
@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import transformers
 from PIL import Image
-from record_cases import PICTURES, SPARSE
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from tests.golden.record_cases import PICTURES, SPARSE
 
 HERE = Path(__file__).parent
 SIZES = [(42, 42), (49, 42), (30, 41)]
@@ -41,9 +43,9 @@ CORPUS = [
 
 def record_pictures(folder: Path) -> None:
     """One array [3, S, S] per picture, size, crop and mode."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, npt.NDArray[np.float32]] = {}
     for name, (file, box) in PICTURES.items():
-        image = Image.open(folder / file)
+        image = Image.open(folder / file).convert("RGB")
         image = image.crop(box) if box else image
         for size, crop in SIZES:
             sides = {"height": crop, "width": crop}
@@ -52,7 +54,7 @@ def record_pictures(folder: Path) -> None:
                 size={"shortest_edge": size}, crop_size=sides, do_pad=True
             )
             for mode, processor in (("crop", clip), ("pad", pad)):
-                pixels = processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
+                pixels = processor(image, return_tensors="np")["pixel_values"][0]
                 arrays[f"{name}-{size}-{crop}-{mode}"] = pixels.astype(np.float32)
     full = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
