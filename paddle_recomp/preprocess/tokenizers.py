@@ -106,8 +106,8 @@ class LanguageTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._image_ids = {n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER}
-        silent = {number for number, token in added.items() if token.special}
-        silent |= {self.pad_token_id, *self.eos_token_ids, *self._image_ids}
+        silent: set[int | None] = {number for number, token in added.items() if token.special}
+        silent |= {bos_token_id, self.pad_token_id, *self.eos_token_ids, *self._image_ids}
         self._text_ids = frozenset(vocabulary.values()) - silent
         self._byte_ids = frozenset(n for text, n in vocabulary.items() if _BYTE.fullmatch(text))
 
@@ -134,11 +134,12 @@ class LanguageTokenizer:
         bos = _token_id(tokenizer, config, "bos_token", "<s>")
         eos = _token_id(tokenizer, config, "eos_token", "</s>")
         ends = _optional_json(folder / "generation_config.json").get("eos_token_id", [])
-        ends = [ends] if isinstance(ends, int) else ends or []
+        ends = ends if isinstance(ends, list) else [ends]
+        ends = [end for end in [eos, *ends] if isinstance(end, int)]
         return cls(
             tokenizer,
             bos if config.get("add_bos_token", adds_bos) else None,
-            list(dict.fromkeys([*([] if eos is None else [eos]), *ends])),
+            list(dict.fromkeys(ends)),
             _token_id(tokenizer, config, "pad_token", "<pad>"),
         )
 
