@@ -38,6 +38,13 @@ def test_odd_but_good(tmp_path: Path) -> None:
     assert load(found["empty"]).shape == (0, 5)
 
 
+def test_empty_tensor_at_the_end_of_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    raw = json.dumps({"empty": entry(0, 0, "F32", [0, 5])}).encode()
+    write_raw_safetensors(path, raw.ljust(65536 - 8), b"")  # nothing of the file is left to map
+    assert load(read_safetensors(path)["empty"]).shape == (0, 5)
+
+
 def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     bits = np.array([0x3F80, 0xC049, 0x0001, 0x7F80, 0xFF80, 0x8000], np.uint16)
