@@ -1,4 +1,4 @@
-"""The command `recomp`: ask, explain, info."""
+"""The command `recomp`: ask, explain, info, demo."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def ask(
 def explain(
     image: ImageArgument,
     question: QuestionArgument,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The PNG file to write.")
-    ] = Path("explain.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path(
+        "explain.png"
+    ),
     model: ModelOption = "demo",
     clip: ClipOption = None,
     preset_name: PresetOption = "corrected",
@@ -152,6 +152,29 @@ def info(
     from paddle_recomp.loading import find_checkpoint
 
     print_checkpoint(Console(highlight=False), find_checkpoint(model, clip), as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder for the overlays.")
+    ] = Path("build/demo"),
+    model: ModelOption = "demo",
+    tokens: TokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    full: FullOption = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Ask the embedded model questions about the pictures that ship with it."""
+    from paddle_recomp.demo import run_demo
+    from paddle_recomp.loading import load
+
+    budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    console = Console(highlight=False)
+    with _quiet_paddle(), _warnings_as_lines():
+        with _loading(Console(stderr=True), model) as on_progress:
+            vlm = load(model, None, None, device, on_progress)
+        run_demo(vlm, budget, output, console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -121,7 +121,10 @@ class VisionTower(nn.Layer):
     """CLIP's vision tower with its projection: an image is seen once, for all questions."""
 
     def __init__(
-        self, spec: VisionTowerSpec, feature_layer: int = -2, config: CompressionConfig | None = None
+        self,
+        spec: VisionTowerSpec,
+        feature_layer: int = -2,
+        config: CompressionConfig | None = None,
     ) -> None:
         super().__init__()
         config = config or CompressionConfig()
@@ -142,7 +145,9 @@ class VisionTower(nn.Layer):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Last hidden state [B, n, C] -> joint space [B, n, P]."""
-        return self.visual_projection(self.post_layernorm(hidden) if self.patch_layernorm else hidden)
+        return self.visual_projection(
+            self.post_layernorm(hidden) if self.patch_layernorm else hidden
+        )
 
     def forward(self, pixel_values: Tensor) -> VisionFeatures:
         """pixel_values [B, 3, S, S], normalised -> see `VisionFeatures`."""
@@ -150,9 +155,7 @@ class VisionTower(nn.Layer):
         return VisionFeatures(
             features=states[self.feature_layer][:, 1:],
             keys=key[:, 1:],
-            visual_score=ops.class_attention(
-                query[:, 0], key, self.spec.num_heads, self.attention
-            ),
+            visual_score=ops.class_attention(query[:, 0], key, self.spec.num_heads, self.attention),
             patch_embeds=self.project(states[-1][:, 1:]),
         )
 

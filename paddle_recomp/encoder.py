@@ -131,9 +131,7 @@ class ImageEncoder:
             },
         )
         timing = Timing(text=text_done - start, compress=time.perf_counter() - text_done)
-        return [
-            VisualPrompt(prompt, _one(outputs, i), timing) for i, prompt in enumerate(prompts)
-        ]
+        return [VisualPrompt(prompt, _one(outputs, i), timing) for i, prompt in enumerate(prompts)]
 
     def _text_embeds(self, questions: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
         """What CLIP makes of what it is given to read: [B, P]."""

@@ -22,11 +22,6 @@ def demo_folder() -> Path:
     return Path(str(resources.files("paddle_recomp"))) / "assets" / "demo"
 
 
-def demo_picture(name: str = "scene_0") -> Path:
-    """A picture that ships with the demo model."""
-    return demo_folder().parent / "pictures" / f"{name}.png"
-
-
 def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint folder, or the embedded model when `model` is `demo`.
 

@@ -39,7 +39,7 @@ class LinearProjector(nn.Layer):
         return self.linear(x)
 
 
-PROJECTORS = {"mlp2x_gelu": Mlp2xGelu, "linear": LinearProjector}
+PROJECTORS: dict[str, type[nn.Layer]] = {"mlp2x_gelu": Mlp2xGelu, "linear": LinearProjector}
 
 
 class VisualEncoder(nn.Layer):

@@ -86,7 +86,9 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) ->
         return
     for name, value in summary.items():
         console.print(f"{name}: {value}", markup=False, soft_wrap=True)
-    table = Table("part", "parameters", "MB", "layers", "width", "details", box=None, pad_edge=False)
+    table = Table(
+        "part", "parameters", "MB", "layers", "width", "details", box=None, pad_edge=False
+    )
     for part, sizes in parts.items():
         table.add_row(
             part.replace("_", " "),

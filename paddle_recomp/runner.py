@@ -126,9 +126,7 @@ class VLM:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
         embeds = [self._splice(prompt, max_new_tokens) for prompt in prompts]
-        return generate(
-            self.language_model, embeds, max_new_tokens, self.tokenizer.eos_token_ids
-        )
+        return generate(self.language_model, embeds, max_new_tokens, self.tokenizer.eos_token_ids)
 
     def _splice(self, prompt: VisualPrompt, max_new_tokens: int) -> np.ndarray:
         """The embeddings [T, D] of a prompt, visual tokens where it names the picture."""

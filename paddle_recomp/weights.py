@@ -51,7 +51,7 @@ def load_part(
 def linear_weights(layer: nn.Layer) -> set[str]:
     """Names of the matrices that Paddle keeps as [in, out] and checkpoints as [out, in]."""
     return {
-        f"{name}.weight"
+        f"{name}.weight".removeprefix(".")
         for name, part in layer.named_sublayers(include_self=True)
         if isinstance(part, nn.Linear)
     }

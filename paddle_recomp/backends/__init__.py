@@ -1,0 +1,1 @@
+"""What runs the graphs: eager Paddle, and whatever else a bundle is exported for."""

@@ -83,6 +83,8 @@ def open_checkpoint(model: Path, clip: Path | None = None) -> Checkpoint:
     anything in them that is not as it should be."""
     if not model.is_dir():
         raise CheckpointNotFoundError(f"{model} is not a folder")
+    if not (model / "config.json").is_file():
+        raise CheckpointNotFoundError(f"{model / 'config.json'} does not exist: not a checkpoint")
     if clip is None:
         clip = model / "clip"
         if not clip.is_dir():

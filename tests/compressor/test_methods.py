@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import paddle
 import pytest
@@ -165,7 +167,13 @@ def test_bad_budgets_are_refused() -> None:
     vision, text = random_vision(seed=0)
     with pytest.raises(ConfigError, match=r"100.*64 patches"):
         compress(vision, text, budget=TokenBudget(tokens=100))
-    for bad in ({"tokens": 0}, {"max_tokens": -3}, {"tokens": 3, "max_tokens": 3}):
+    options: tuple[dict[str, Any], ...] = (
+        {"tokens": 0},
+        {"max_tokens": -3},
+        {"tokens": 3, "max_tokens": 3},
+        {"tokens": 3, "full": True},
+    )
+    for bad in options:
         with pytest.raises(ConfigError):
             TokenBudget(**bad)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import numpy as np
 import paddle
@@ -13,6 +14,7 @@ from sklearn.neighbors import LocalOutlierFactor
 
 from paddle_recomp import ops
 
+Side = Literal["above_median", "all"]
 KINDS = ("normal", "heavy", "softmax", "constant", "filled", "steps")
 
 
@@ -46,7 +48,7 @@ def reference(scores: np.ndarray, neighbours: int) -> tuple[np.ndarray, bool]:
     return factor > 1.5, bool(np.abs(factor - 1.5).min() > 1e-6)
 
 
-def count(scores: np.ndarray, neighbours: int, side: str = "all") -> int:
+def count(scores: np.ndarray, neighbours: int, side: Side = "all") -> int:
     mask = paddle.ones([1, len(scores)]) > 0
     x = paddle.to_tensor(scores).unsqueeze(0)
     return int(ops.outlier_count(x, mask, neighbours, 1.5, side))
@@ -83,7 +85,8 @@ def test_mask_equals_leaving_out(size: int, kept: float, seed: int) -> None:
     scores = draw("softmax", size, seed)
     mask = rng.random(size) < kept
     x, m = paddle.to_tensor(scores).unsqueeze(0), paddle.to_tensor(mask).unsqueeze(0)
-    for side in ("all", "above_median"):
+    sides: tuple[Side, ...] = ("all", "above_median")
+    for side in sides:
         masked = int(ops.outlier_count(x, m, 10, 1.5, side))
         alone = count(scores[mask], 10, side) if mask.any() else 0
         assert masked == alone

@@ -1,0 +1,43 @@
+# Everything a person or CI does, by one word. The environment makes itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format train-demo clean
+
+demo: $(READY)
+	$(BIN)/recomp demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[paddle,dev]"
+	touch $(READY)
+
+# Torch and Paddle do not share an environment: the tool has its own.
+TRAIN := .venv-train
+$(TRAIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(TRAIN)
+	$(TRAIN)/bin/python -m pip install --disable-pip-version-check -e ".[train]"
+	touch $(TRAIN)/.ready
+
+train-demo: $(TRAIN)/.ready
+	$(TRAIN)/bin/python -m training all
+
+clean:
+	rm -rf $(VENV) $(TRAIN) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,279 @@
+"""Accuracy of the demo model on held-out scenes: every method at equal budgets.
+
+python -m benchmarks.demo_accuracy --output docs/demo_accuracy.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.encoder import SeenImage
+from paddle_recomp.loading import find_checkpoint, load, load_encoder
+from paddle_recomp.runner import VLM
+from training.scenes import Question, Scene, make_scene, questions
+
+FIRST_SEED = 500_000
+"""Neither training nor the training's own evaluation draws scenes from here on."""
+QUESTIONS_PER_SCENE = 8
+SEEN_SHARE = 0.25
+"""The visual score drops an object when it keeps less than this share of its patches."""
+FRACTIONS = {"12.5%": 1 / 8, "25%": 1 / 4}
+
+METHODS: dict[str, CompressionConfig] = {
+    "corrected": preset("corrected"),
+    "faithful": preset("faithful"),
+    "visual score only": preset("corrected", method="visual"),
+    "random": preset("corrected", method="random"),
+    "uniform": preset("corrected", method="uniform"),
+}
+ABLATIONS: dict[str, CompressionConfig] = {
+    "corrected": preset("corrected"),
+    "question_source = prompt_first_line": preset("corrected", question_source="prompt_first_line"),
+    "text_pooling = last_position": preset("corrected", text_pooling="last_position"),
+    "patch_layernorm = false": preset("corrected", patch_layernorm=False),
+    "attention = heads": preset("corrected", attention="heads"),
+    "outliers = all": preset("corrected", outliers="all"),
+    "scaling = float64": preset("corrected", scaling="float64"),
+    "text_sign = -1": preset("corrected", text_sign=-1),
+    "text_scope = all": preset("corrected", text_scope="all"),
+    "centres_of = channels": preset("corrected", centres_of="channels"),
+    "cluster_keys = misaligned": preset("corrected", cluster_keys="misaligned"),
+    "text_weight = 0": preset("corrected", text_weight=0.0),
+    "merge = raw": preset("corrected", merge="raw"),
+    "rest = with_centres": preset("corrected", rest="with_centres"),
+    "faithful": preset("faithful"),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about a scene."""
+
+    scene: Scene
+    number: int
+    """Of the scene."""
+    question: Question
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one configuration did with one item."""
+
+    right: bool
+    tokens: int
+    object_share: float
+    """Share of the asked object's patches among the kept ones; 1 where no object is asked."""
+
+
+def draw_items(scenes: int) -> list[Item]:
+    """Questions of held-out scenes (other digit images, other seeds than in training)."""
+    items = []
+    for number in range(scenes):
+        scene = make_scene(FIRST_SEED + number, held_out=True)
+        rng = np.random.default_rng(number)
+        everything = questions(scene)
+        chosen = rng.permutation(len(everything))[:QUESTIONS_PER_SCENE]
+        items += [Item(scene, number, everything[i]) for i in chosen]
+    return items
+
+
+def run(
+    vlm: VLM,
+    items: Sequence[Item],
+    budgets: Sequence[TokenBudget],
+    batch: int,
+    progress: Progress,
+    name: str,
+) -> list[Outcome]:
+    """Asks every item with its budget, in batches; a scene is seen once."""
+    outcomes: list[Outcome] = []
+    seen: dict[int, SeenImage] = {}
+    task = progress.add_task(name, total=len(items))
+    for start in range(0, len(items), batch):
+        some = items[start : start + batch]
+        fresh = list(dict.fromkeys(item.number for item in some if item.number not in seen))
+        if fresh:
+            scenes = {item.number: item.scene for item in some}
+            pictures = [Image.fromarray(scenes[number].image) for number in fresh]
+            seen.update(zip(fresh, vlm.encoder.see(pictures), strict=True))
+        answers = vlm.ask_batch(
+            [seen[item.number] for item in some],
+            [item.question.question for item in some],
+            budgets[start : start + batch],
+            max_new_tokens=8,
+        )
+        for item, answer in zip(some, answers, strict=True):
+            kept = answer.compressed.index[0]
+            patches = (
+                np.array([], dtype=np.int64)
+                if item.question.target is None
+                else item.scene.patches(item.question.target)
+            )
+            outcomes.append(
+                Outcome(
+                    right=answer.text == item.question.answer,
+                    tokens=answer.num_visual_tokens,
+                    object_share=float(np.isin(patches, kept).mean()) if len(patches) else 1.0,
+                )
+            )
+        progress.advance(task, len(some))
+    progress.remove_task(task)
+    return outcomes
+
+
+def summary(
+    items: Sequence[Item], outcomes: Sequence[Outcome], dropped: Sequence[bool]
+) -> dict[str, Any]:
+    """Accuracies in percent: of all, of those whose object the visual score drops, by kind."""
+
+    def percent(chosen: list[Outcome]) -> float | None:
+        return round(100 * float(np.mean([one.right for one in chosen])), 2) if chosen else None
+
+    kinds = sorted({item.question.kind for item in items})
+    asked = [
+        one for item, one in zip(items, outcomes, strict=True) if item.question.target is not None
+    ]
+    return {
+        "accuracy": percent(list(outcomes)),
+        "dropped_by_visual": percent(
+            [one for one, gone in zip(outcomes, dropped, strict=True) if gone]
+        ),
+        "object_patches_kept": round(100 * float(np.mean([one.object_share for one in asked])), 2),
+        "mean_tokens": round(float(np.mean([one.tokens for one in outcomes])), 2),
+        "by_kind": {
+            kind: percent(
+                [o for i, o in zip(items, outcomes, strict=True) if i.question.kind == kind]
+            )
+            for kind in kinds
+        },
+    }
+
+
+class Bench:
+    """Runs configurations over the same items with one language model."""
+
+    def __init__(self, model: str, scenes: int, batch: int, progress: Progress) -> None:
+        self.items = draw_items(scenes)
+        self.model = model
+        self.batch = batch
+        self.progress = progress
+        self.base = load(model)
+        self.patches = self.base.encoder.see([Image.fromarray(self.items[0].scene.image)])[
+            0
+        ].num_patches
+
+    def outcomes(
+        self, config: CompressionConfig, budgets: Sequence[TokenBudget], name: str
+    ) -> list[Outcome]:
+        """One configuration over all items."""
+        encoder = load_encoder(find_checkpoint(self.model), config)
+        vlm = VLM(encoder, self.base.language_model, self.base.tokenizer)
+        return run(vlm, self.items, budgets, self.batch, self.progress, name)
+
+    def exactly(self, tokens: int) -> list[TokenBudget]:
+        """The same exact budget for every item."""
+        return [TokenBudget(tokens=tokens)] * len(self.items)
+
+    def dropped(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Items whose object the visual score alone does not keep."""
+        return [one.object_share < SEEN_SHARE for one in outcomes]
+
+    def compare(self) -> dict[str, Any]:
+        """Every method at every budget, at equal token counts."""
+        nothing = [False] * len(self.items)
+        full = self.outcomes(
+            preset("corrected"), [TokenBudget(full=True)] * len(self.items), "uncompressed"
+        )
+        results: dict[str, Any] = {"full": {"uncompressed": summary(self.items, full, nothing)}}
+        dynamic = self.outcomes(
+            METHODS["corrected"], [TokenBudget()] * len(self.items), "corrected, dynamic"
+        )
+        # Equal budgets: every method gets, for each question, what the filter gave `corrected`.
+        found = [TokenBudget(tokens=one.tokens) for one in dynamic]
+        budgets = {
+            "dynamic": found,
+            **{name: self.exactly(int(self.patches * f)) for name, f in FRACTIONS.items()},
+        }
+        for budget_name, budget in budgets.items():
+            by_method = {
+                name: dynamic
+                if (name, budget_name) == ("corrected", "dynamic")
+                else self.outcomes(config, budget, f"{name}, {budget_name}")
+                for name, config in METHODS.items()
+            }
+            dropped = self.dropped(by_method["visual score only"])
+            results[budget_name] = {
+                "questions_dropped_by_visual": sum(dropped),
+                **{
+                    name: summary(self.items, outcomes, dropped)
+                    for name, outcomes in by_method.items()
+                },
+            }
+        return results
+
+    def ablate(self, tokens: int) -> dict[str, Any]:
+        """`corrected` with one switch turned to the public code's side, at an exact budget."""
+        budget = self.exactly(tokens)
+        visual = self.outcomes(METHODS["visual score only"], budget, "visual score only")
+        dropped = self.dropped(visual)
+        return {
+            name: summary(self.items, self.outcomes(config, budget, name), dropped)
+            for name, config in ABLATIONS.items()
+        }
+
+
+def print_results(console: Console, results: dict[str, Any]) -> None:
+    """The comparison as a table."""
+    table = Table("budget", "method", "tokens", "right %", "dropped by visual %", "object kept %")
+    for budget, methods in results.items():
+        for name, row in methods.items():
+            if isinstance(row, dict):
+                table.add_row(
+                    budget,
+                    name,
+                    f"{row['mean_tokens']:.1f}",
+                    f"{row['accuracy']:.1f}",
+                    "" if row["dropped_by_visual"] is None else f"{row['dropped_by_visual']:.1f}",
+                    f"{row['object_patches_kept']:.1f}",
+                )
+    console.print(table)
+
+
+def main() -> None:
+    """Runs the comparison, then the ablation, and writes both as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--scenes", type=int, default=260)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--no-ablation", action="store_true")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        bench = Bench(options.model, options.scenes, options.batch, progress)
+        report = {"questions": len(bench.items), "patches": bench.patches, **bench.compare()}
+        results = {key: value for key, value in report.items() if isinstance(value, dict)}
+        console.print(f"{len(bench.items)} questions about {options.scenes} held-out scenes")
+        print_results(console, results)
+        if not options.no_ablation:
+            report["ablation_12.5%"] = bench.ablate(bench.patches // 8)
+            print_results(console, {"12.5%": report["ablation_12.5%"]})
+    if options.output is not None:
+        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The command: answers, and one clear line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from paddle_recomp.cli import main
+
+QUESTION = "what digit is red?"
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """A folder of files that are no pictures, or no usable ones."""
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    Image.effect_noise((400, 400), 90).convert("RGB").save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    # A header that claims 200 megapixels, with nothing behind it: it must not be decoded.
+    header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", len(header))
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    )
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "{bad}/missing.png", QUESTION], "missing.png"),
+        (["ask", "{bad}/text.png", QUESTION], "text.png"),
+        (["ask", "{bad}/empty.png", QUESTION], "empty.png"),
+        (["ask", "{bad}/cut.jpg", QUESTION], "cut.jpg"),
+        (["ask", "{bad}/bomb.png", QUESTION], "20000"),
+        (["ask", "{bad}/folder", QUESTION], "folder"),
+        (["ask", "{ok}", "  "], "empty"),
+        (["ask", "{ok}", QUESTION, "--method", "magic"], "magic"),
+        (["ask", "{ok}", QUESTION, "--preset", "paper"], "faithful"),
+        (["ask", "{ok}", QUESTION, "--frobnicate"], "--frobnicate"),
+        (["ask", "{ok}", QUESTION, "--set", "attention=sideways"], "concat"),
+        (["ask", "{ok}", QUESTION, "--set", "colour=red"], "colour"),
+        (["ask", "{ok}", QUESTION, "--set", "members=many"], "members"),
+        (["ask", "{ok}", QUESTION, "--set", "members"], "NAME=VALUE"),
+        (["ask", "{ok}", QUESTION, "--tokens", "0"], "tokens"),
+        (["ask", "{ok}", QUESTION, "--tokens", "999"], "256"),
+        (["ask", "{ok}", QUESTION, "--tokens", "5", "--full"], "exclude"),
+        (["ask", "{ok}", QUESTION, "--device", "gpu:9"], "cpu"),
+        (["ask", "{ok}", QUESTION, "--model", "{bad}/nothing"], "nothing"),
+        (["ask", "{ok}", QUESTION, "--model", "{bad}/folder"], "config.json"),
+        (["ask", "{ok}", QUESTION, "--overlay", "{bad}/no/where.png"], "no folder"),
+        (["ask", "{ok}", QUESTION, "--overlay", "{bad}/where.xyz"], "where.xyz"),
+        (["ask", "{ok}"], "QUESTION"),
+        (["info", "{bad}/folder"], "config.json"),
+        (["explain", "{bad}/text.png", QUESTION], "text.png"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    says: str,
+    bad: Path,
+    picture: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [text.format(bad=bad, ok=picture) for text in arguments]
+    assert main(filled) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" or "--overlay" in arguments
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("recomp: ")
+    assert says in lines[0]
+
+
+def test_ask_prints_answer_tokens_and_times(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "overlay.png"
+    arguments = ["ask", str(picture), QUESTION, "--tokens", "20", "--overlay", str(overlay)]
+    assert main(arguments) == 0
+    answer, tokens, times = capsys.readouterr().out.splitlines()
+    assert answer.strip()
+    assert tokens.startswith("20 of 256 visual tokens: ")
+    for step in ("vision tower", "text tower", "compressor", "prefill", "decode", "first token"):
+        assert step in times
+    with Image.open(overlay) as drawn:
+        assert drawn.width >= 800
+
+
+def test_ask_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", str(picture), QUESTION, "--json", "--max-tokens", "30"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    tokens = result["visual_tokens"]
+    assert tokens["of"] == 256
+    assert tokens["kept"] == sum(tokens[s] for s in ("visual", "text", "merged", "rest")) <= 30
+    assert result["timing_ms"]["first_token"] > 0
+    assert result["answer"]
+
+
+def test_a_long_question_is_a_warning_not_an_error(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", str(picture), "red " * 120, "--max-new-tokens", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "77" in captured.err
+    assert len(json.loads(captured.out)["warnings"]) == 1
+
+
+def test_explain_writes_the_overlay_alone(picture: Path, tmp_path: Path) -> None:
+    output = tmp_path / "explained.png"
+    assert main(["explain", str(picture), QUESTION, "--output", str(output)]) == 0
+    assert output.stat().st_size > 1000
+
+
+def test_demo_shows_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    out = capsys.readouterr().out
+    assert "time to first token" in out
+    assert len(list((tmp_path / "demo").glob("*.png"))) >= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
+def test_every_mode_of_picture_is_answered(
+    mode: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Image.open(picture) as image:
+        converted = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+    path = tmp_path / ("converted.tif" if mode == "CMYK" else "converted.png")
+    converted.save(path)
+    assert main(["ask", str(path), QUESTION, "--max-new-tokens", "1"]) == 0
+
+
+def test_info_needs_no_paddle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "demo"]) == 0
+    out = capsys.readouterr().out
+    assert "256" in out
+    assert "vision tower" in out
+    assert main(["info", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"]["vision_tower"]["num_layers"] > 0

@@ -1,0 +1,165 @@
+"""See once, ask many: the runner's invariants on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
+from paddle_recomp.config import TokenBudget, preset
+from paddle_recomp.demo import demo_pictures
+from paddle_recomp.encoder import ImageEncoder
+from paddle_recomp.errors import (
+    ConfigError,
+    ContextLengthError,
+    DeviceError,
+    FeatureError,
+    QuestionError,
+    RecompWarning,
+)
+from paddle_recomp.loading import find_checkpoint, load, load_encoder
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Stage
+
+QUESTIONS = [
+    "what digit is red?",
+    "what color is the 7?",
+    "where is the circle?",
+    "how many digits are there?",
+    "what shape is blue?",
+]
+
+
+class CountingBackend:
+    """Counts how often each graph runs, and checks the names that pass through."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.runs: Counter[str] = Counter()
+
+    def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.runs[graph] += 1
+        assert set(inputs) == set(INPUTS[graph])
+        outputs = self.backend.run(graph, inputs)
+        assert tuple(outputs) == OUTPUTS[graph]
+        return outputs
+
+
+@pytest.fixture
+def counted(vlm: VLM) -> tuple[VLM, CountingBackend]:
+    backend = CountingBackend(vlm.encoder.backend)
+    old = vlm.encoder
+    encoder = ImageEncoder(
+        backend,
+        old.image_processor,
+        old.tokenizer,
+        old.question_positions,
+        old.template,
+        old.config,
+    )
+    return VLM(encoder, vlm.language_model, vlm.tokenizer), backend
+
+
+def test_an_image_is_seen_once_and_recompressed_for_each_question(
+    counted: tuple[VLM, CountingBackend],
+) -> None:
+    vlm, backend = counted
+    seen = vlm.see(next(iter(demo_pictures())))
+    kept = []
+    for question in QUESTIONS:
+        answer = vlm.ask(seen, question, max_new_tokens=2)
+        compressed = answer.compressed
+        kept.append(frozenset(compressed.index[compressed.stage == Stage.TEXT].tolist()))
+        assert answer.timing.vision == 0
+    assert backend.runs == {"vision": 1, "text": 5, "compress": 5}
+    assert all(kept), "every question must recover something by its text"
+    assert len(set(kept)) >= 4, "different questions must recover different patches"
+
+
+def test_stream_and_ask_agree(vlm: VLM, picture: Path) -> None:
+    stream = vlm.stream(picture, QUESTIONS[0], max_new_tokens=6)
+    text = "".join(stream)
+    answer = vlm.ask(picture, QUESTIONS[0], max_new_tokens=6)
+    assert stream.answer is not None
+    assert stream.answer.text == answer.text == text.strip()
+    assert answer.timing.vision > 0
+    total = answer.timing
+    assert total.first_token >= total.vision + total.text + total.compress + total.prefill - 1e-3
+
+
+@pytest.mark.parametrize("budget", [TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)])
+def test_a_batch_equals_its_singles(vlm: VLM, budget: TokenBudget) -> None:
+    images = vlm.encoder.see(list(demo_pictures())[:3])
+    together = vlm.ask_batch(images, QUESTIONS[:3], budget, max_new_tokens=4)
+    for image, question, batched in zip(images, QUESTIONS, together, strict=False):
+        alone = vlm.ask(image, question, budget, max_new_tokens=4)
+        assert batched.token_ids == alone.token_ids
+        assert batched.stage_counts == alone.stage_counts
+
+
+def test_full_is_every_patch_through_the_projector(vlm: VLM, picture: Path) -> None:
+    seen = vlm.see(picture)
+    (prompt,) = vlm.encoder.compress([seen], [QUESTIONS[0]], TokenBudget(full=True))
+    np.testing.assert_array_equal(prompt.compressed.index[0], np.arange(seen.num_patches))
+    assert vlm.ask(seen, QUESTIONS[0], TokenBudget(full=True), 1).num_visual_tokens == 256
+
+
+def test_faithful_never_reads_the_question(picture: Path) -> None:
+    encoder = load_encoder(find_checkpoint("demo"), preset("faithful"))
+    (seen,) = encoder.see([picture])
+    first, second = (encoder.compress([seen], [q], TokenBudget())[0] for q in QUESTIONS[:2])
+    np.testing.assert_array_equal(first.compressed.index, second.compressed.index)
+
+
+def test_text_that_cannot_be_asked(vlm: VLM, picture: Path) -> None:
+    for bad in ("", " \n", "what is <image> ?"):
+        with pytest.raises(QuestionError):
+            vlm.ask(picture, bad)
+    with pytest.warns(RecompWarning, match="77"):
+        vlm.ask(picture, "red " * 120, max_new_tokens=1)
+    with (
+        pytest.warns(RecompWarning, match="77"),
+        pytest.raises(ContextLengthError, match="context is 2048"),
+    ):
+        vlm.ask(picture, "red " * 2500, max_new_tokens=1)
+
+
+def test_impossible_budgets_and_devices(vlm: VLM, picture: Path) -> None:
+    with pytest.raises(ConfigError, match=r"300.*256 patches"):
+        vlm.ask(picture, QUESTIONS[0], TokenBudget(tokens=300))
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        vlm.ask(picture, QUESTIONS[0], max_new_tokens=0)
+    for device in ("gpu:7", "tpu", "gpu:x"):
+        with pytest.raises(DeviceError, match="available: cpu"):
+            load("demo", device=device)
+
+
+def test_broken_weights_are_noticed(vlm: VLM, picture: Path) -> None:
+    pixels = np.full((1, 3, 224, 224), np.nan, dtype=np.float32)
+    with pytest.raises(FeatureError, match="NaN"):
+        vlm.encoder.backend.run("vision", {"pixel_values": pixels})
+
+
+def test_shipped_questions_are_answered(vlm: VLM) -> None:
+    """The pictures were chosen so that the uncompressed model is right about all of them."""
+    asked = [question for questions in demo_pictures().values() for question in questions]
+    assert len(asked) >= 12
+    images = {path: vlm.see(path) for path in demo_pictures()}
+    answers = vlm.ask_batch(
+        [images[one.picture] for one in asked],
+        [one.question for one in asked],
+        TokenBudget(full=True),
+        max_new_tokens=8,
+    )
+    assert [answer.text for answer in answers] == [one.expected for one in asked]
+
+
+def test_two_questions_about_one_crowded_picture() -> None:
+    pictures = demo_pictures()
+    scenes = json.loads((next(iter(pictures)).parent / "scenes.json").read_text())
+    assert max(len(scene["objects"]) for scene in scenes) >= 5
+    assert all(len(questions) >= 2 for questions in pictures.values())
