@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -249,18 +249,21 @@ def _loading(console: Console, name: str) -> Iterator[Any]:
 
     def on_progress(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)
-        if time.monotonic() - start > 1 and not bar.live.is_started:
+        late = time.monotonic() - start > 1
+        if late and console.is_terminal and not bar.live.is_started:
             bar.start()
 
     try:
         yield on_progress
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager
 def _working(console: Console, what: str) -> Iterator[None]:
-    with console.status(what):
+    # Elsewhere than on a terminal there is nothing to animate, only an empty line to leave.
+    with console.status(what) if console.is_terminal else nullcontext():
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,7 +53,8 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     # The first run of a kernel pays for its set-up; a demonstration shows the steady state.
     first = next(iter(demo_pictures()))
     vlm.ask(first, "what is it?", budget, max_new_tokens=2)
-    answers = list(_ask_all(vlm, budget, console))
+    with console.status("seeing and answering") if console.is_terminal else nullcontext():
+        answers = list(_ask_all(vlm, budget))
     console.print(_answer_table(answers))
     console.print(_timing_table(answers))
     for number, (asked, answer, seen) in enumerate(answers, start=1):
@@ -64,14 +66,11 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
         console.print(f"overlay: {path}", markup=False, soft_wrap=True)
 
 
-def _ask_all(
-    vlm: VLM, budget: TokenBudget, console: Console
-) -> Iterator[tuple[DemoQuestion, Answer, SeenImage]]:
-    with console.status("seeing and answering"):
-        for picture, questions in list(demo_pictures().items())[:PICTURES]:
-            seen = vlm.see(picture)
-            for asked in questions[:2]:
-                yield asked, vlm.ask(seen, asked.question, budget), seen
+def _ask_all(vlm: VLM, budget: TokenBudget) -> Iterator[tuple[DemoQuestion, Answer, SeenImage]]:
+    for picture, questions in list(demo_pictures().items())[:PICTURES]:
+        seen = vlm.see(picture)
+        for asked in questions[:2]:
+            yield asked, vlm.ask(seen, asked.question, budget), seen
 
 
 def _answer_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Table:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 from paddle_recomp.cli import main
+from paddle_recomp.loading import demo_folder
 
 QUESTION = "what digit is red?"
 
@@ -150,3 +154,47 @@ def test_info_needs_no_paddle(capsys: pytest.CaptureFixture[str]) -> None:
     assert "vision tower" in out
     assert main(["info", "demo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"]["vision_tower"]["num_layers"] > 0
+
+
+def test_a_checkpoint_with_a_missing_key_is_named(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(demo_folder() / "llava", model)
+    shutil.copytree(demo_folder() / "clip", model / "clip")
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    key = "language_model.model.norm.weight"
+    # Renamed, not removed, so that the file itself stays whole.
+    header["language_model.model.abnorm.weight"] = header.pop(key)
+    text = json.dumps(header).encode()
+    weights.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    assert main(["ask", str(picture), QUESTION, "--model", str(model)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "norm.weight" in line
+
+
+def test_without_paddle_info_works_and_ask_says_what_to_install(picture: Path) -> None:
+    """What `pip install .` without extras gives: paddle is hidden from the process."""
+    hide = (
+        "import sys, importlib.abc\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in ('paddle', 'paddlenlp'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from paddle_recomp.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+
+    def recomp(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", hide, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert recomp("info", "demo").returncode == 0
+    asked = recomp("ask", str(picture), QUESTION)
+    assert asked.returncode == 2
+    assert "paddle-recomp[paddle]" in asked.stderr
+    assert len(asked.stderr.splitlines()) == 1

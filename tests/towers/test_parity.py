@@ -13,19 +13,26 @@ from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
 from paddle_recomp.config import CompressionConfig, preset
 from paddle_recomp.llm.paddle_llama import PaddleLlama
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
-LAYOUTS = ("llava", "llava_hub_layout")
-IMAGE_TOKEN = 7
+GOLDEN = Path(__file__).parents[1] / "golden"
+MODELS = (
+    "hf_llava_tiny/llava",
+    "hf_llava_tiny/llava_hub_layout",
+    "hf_llava_variants/grouped/llava",
+    "hf_llava_variants/linear_rope/llava",
+    "hf_llava_variants/llama3_rope/llava",
+    "hf_llava_variants/tied/llava",
+)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    folder = GOLDEN / request.param
+    return open_checkpoint(folder, folder.parent / "clip")
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN / "expected.npz"))
-
-
-@pytest.fixture(scope="module", params=LAYOUTS)
-def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    return open_checkpoint(GOLDEN / request.param, GOLDEN / "clip")
+def expected(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    return dict(np.load(checkpoint.clip_dir.parent / "expected.npz"))
 
 
 def close(found: paddle.Tensor, wanted: np.ndarray, tolerance: float = 1e-4) -> None:
@@ -74,7 +81,7 @@ def test_text_tower(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> 
     outputs = backend.run("text", {"question_ids": expected["text_ids"]})
     close(outputs["text_embeds"], expected["text_embed"])
     # Whatever stands behind the first end of text is padding: it must not matter.
-    padded = np.concatenate([expected["text_ids"][:, :-4], np.full((2, 4), 5)], axis=1)
+    padded = np.concatenate([expected["text_ids"][:, :-3], np.full((2, 3), 5)], axis=1)
     close(backend.run("text", {"question_ids": padded})["text_embeds"], expected["text_embed"])
     last = EagerBackend(checkpoint, preset("faithful"))
     faithful = last.run("text", {"question_ids": expected["text_ids"]})["text_embeds"]
@@ -91,7 +98,9 @@ def test_language_model(checkpoint: Checkpoint, expected: dict[str, np.ndarray])
     model = PaddleLlama(checkpoint)
     prompt = expected["prompt"]
     embeds = np.stack([model.embed(np.maximum(ids, 0)) for ids in prompt])
-    embeds[prompt == IMAGE_TOKEN] = expected["image_embeds"].reshape(-1, embeds.shape[-1])
+    embeds[prompt == checkpoint.spec.image_token_id] = expected["image_embeds"].reshape(
+        -1, embeds.shape[-1]
+    )
     logits, state = model.prefill(embeds, np.ones_like(prompt))
     close(logits, expected["logits_last"], 1e-3)
     tokens = []
@@ -103,7 +112,7 @@ def test_language_model(checkpoint: Checkpoint, expected: dict[str, np.ndarray])
 
 def test_cache_equals_no_cache(checkpoint: Checkpoint) -> None:
     model = PaddleLlama(checkpoint)
-    ids = np.random.default_rng(0).integers(8, 150, size=(1, 12))
+    ids = np.random.default_rng(0).integers(8, 60, size=(1, 12))
     embeds = model.embed(ids[0])[None]
     whole, _ = model.prefill(embeds, np.ones((1, 12), dtype=np.int64))
     logits, state = model.prefill(embeds[:, :7], np.ones((1, 7), dtype=np.int64))
@@ -114,7 +123,7 @@ def test_cache_equals_no_cache(checkpoint: Checkpoint) -> None:
 
 def test_left_padding_changes_nothing(checkpoint: Checkpoint) -> None:
     model = PaddleLlama(checkpoint)
-    ids = np.random.default_rng(1).integers(8, 150, size=9)
+    ids = np.random.default_rng(1).integers(8, 60, size=9)
     alone, state = model.prefill(model.embed(ids)[None], np.ones((1, 9), dtype=np.int64))
     next_alone, _ = model.decode(alone.argmax(axis=-1), state)
     padded = np.zeros((2, 14, checkpoint.spec.language.hidden_size), dtype=np.float32)
