@@ -1,3 +1,29 @@
-"""Question-guided, recoverable compression of visual tokens for LLaVA-class models."""
+"""Question-guided, recoverable compression of visual tokens for LLaVA-class models.
+
+vlm = load("demo")
+image = vlm.see("street.jpg")                     # the vision tower runs here, once
+print(vlm.ask(image, "what does the sign say?").text)  # each question recompresses the image
+"""
+
+from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.encoder import SeenImage
+from paddle_recomp.errors import RecompError
+from paddle_recomp.loading import load
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Answer, Compressed, Stage, Timing
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "VLM",
+    "Answer",
+    "CompressionConfig",
+    "Compressed",
+    "RecompError",
+    "SeenImage",
+    "Stage",
+    "Timing",
+    "TokenBudget",
+    "load",
+    "preset",
+]
