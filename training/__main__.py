@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("build/training"))
-    parser.add_argument("--clip-steps", type=int, default=3200)
+    parser.add_argument("--clip-steps", type=int, default=2000)
     parser.add_argument("--llava-steps", type=int, default=3000)
     parser.add_argument("--per-count", type=int, default=2000, help="pictures per object count")
     parser.add_argument("--pictures", type=int, default=300, help="held-out pictures")
