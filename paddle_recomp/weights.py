@@ -21,7 +21,8 @@ def load_part(
     also_transposed: frozenset[str] = frozenset(),
     on_tensor: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
-    """Copies a part of the checkpoint into the layer, casting to the layer's dtype.
+    """Copies a part of the checkpoint into the layer on the current device, casting to the layer's
+    dtype. The layer may be one that was made lazily, with parameters that do not exist yet.
 
     `rename` maps a checkpoint's name to the layer's, `also_transposed` names matrices outside
     `nn.Linear` that are kept as [in, out], `on_tensor` hears the bytes of each tensor for a
@@ -41,7 +42,7 @@ def load_part(
                 f"{part}: {name} has shape {list(array.shape)}; the model expects "
                 f"{list(parameter.shape)}"
             )
-        parameter.set_value(paddle.to_tensor(value, place=parameter.place).astype(parameter.dtype))
+        parameter.set_value(paddle.to_tensor(value).astype(parameter.dtype))
         missing.discard(target)
         on_tensor(array.nbytes)
     if missing:

@@ -32,10 +32,12 @@ class EagerBackend:
         """Raises: DeviceError, CheckpointError, ConfigError (unknown method)."""
         self.place = place(device)
         with paddle.device.device_guard(device):
-            self.encoder = VisualEncoder(checkpoint.spec, config)
+            # Random numbers for parameters that are about to be loaded take longer than loading.
+            with paddle.LazyGuard():
+                self.encoder = VisualEncoder(checkpoint.spec, config)
+            for part in PARTS:
+                load_part(checkpoint, part, getattr(self.encoder, part), on_tensor=on_tensor)
         self.encoder.eval()
-        for part in PARTS:
-            load_part(checkpoint, part, getattr(self.encoder, part), on_tensor=on_tensor)
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`.

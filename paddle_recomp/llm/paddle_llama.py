@@ -34,19 +34,22 @@ class PaddleLlama:
     ) -> None:
         """Raises: DeviceError, CheckpointError for a shape that paddlenlp's Llama cannot take."""
         from paddlenlp.transformers import LlamaForCausalLM
+        from paddlenlp.transformers.model_utils import no_init_weights
 
         self.spec = checkpoint.spec.language
         self.place = place(device)
         before = paddle.get_default_dtype()
         paddle.set_default_dtype("float32" if device == "cpu" else "float16")
-        try:
-            with paddle.device.device_guard(device):
-                self.model = LlamaForCausalLM(_paddlenlp_config(self.spec))
-        finally:
-            paddle.set_default_dtype(before)
-        self.model.eval()
         head = frozenset() if self.spec.tie_word_embeddings else frozenset({"lm_head.weight"})
-        load_part(checkpoint, "language_model", self.model, _paddlenlp_name, head, on_tensor)
+        with paddle.device.device_guard(device):
+            try:
+                # Neither paddle nor paddlenlp shall draw numbers that are about to be replaced.
+                with paddle.LazyGuard(), no_init_weights():
+                    self.model = LlamaForCausalLM(_paddlenlp_config(self.spec))
+            finally:
+                paddle.set_default_dtype(before)
+            load_part(checkpoint, "language_model", self.model, _paddlenlp_name, head, on_tensor)
+        self.model.eval()
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """See `LanguageModel.embed`."""
