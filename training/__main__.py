@@ -89,9 +89,9 @@ def run(stage: str, options: argparse.Namespace) -> None:
         llava = place.trained_llava()
         export_llava(llava, clip, place.tokenizer("llava"), ASSETS / "demo" / "llava")
     elif stage == "evaluate":
-        numbers = evaluate(ASSETS / "demo", options.pictures)
-        write_report(REPORT, "llava", numbers)
-        print(json.dumps(numbers, indent=2))
+        report = evaluate(ASSETS / "demo", options.pictures)
+        write_report(REPORT, "llava", report)
+        print(json.dumps(report, indent=2))
     elif stage == "pictures":
         print("seeds:", write_pictures(ASSETS / "demo", ASSETS / "pictures"))
 

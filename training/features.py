@@ -45,21 +45,22 @@ def build_store(clip: Clip, folder: Path, per_count: int) -> FeatureStore:
     if not scene_path.exists():
         plan = scene_plan(per_count)
         shape = (len(plan), PATCHES, VISION.width)
-        features = np.lib.format.open_memmap(array_path, "w+", np.float16, shape)
+        # Into memory first: the whole store is read at random during training anyway.
+        features = np.empty(shape, np.float16)
         bare: list[Scene] = []
         for first in tqdm(range(0, len(plan), CHUNK), mininterval=10):
             scenes = [make_scene(seed, count) for seed, count in plan[first : first + CHUNK]]
             features[first : first + CHUNK] = see(clip, scenes)[0].numpy()
             nothing = np.empty(0, np.uint8)
             bare += [replace(scene, image=nothing) for scene in scenes]
-        features.flush()
+        np.save(array_path, features)
         scene_path.write_bytes(pickle.dumps(bare))
     scenes = pickle.loads(scene_path.read_bytes())
     # A crowded picture may hold fewer objects than asked for, so count what is there.
     by_count: dict[int, list[int]] = {}
     for number, scene in enumerate(scenes):
         by_count.setdefault(len(scene.objects), []).append(number)
-    return FeatureStore(np.load(array_path, mmap_mode="r"), scenes, by_count)
+    return FeatureStore(np.load(array_path), scenes, by_count)
 
 
 def feature_statistics(store: FeatureStore) -> tuple[torch.Tensor, torch.Tensor]:
