@@ -18,7 +18,6 @@ from paddle_recomp.types import Compressed, Stage, VisionFeatures
 from .conftest import random_vision
 
 ANY_CONFIG = [("faithful", "recoverable"), *(("corrected", name) for name in METHODS)]
-BUDGETS = [TokenBudget(), TokenBudget(max_tokens=9), TokenBudget(tokens=20)]
 
 
 def as_numpy(out: Compressed) -> Compressed:
@@ -29,15 +28,28 @@ def one(vision: VisionFeatures, i: int) -> VisionFeatures:
     return VisionFeatures(*(x[i : i + 1] for x in vision))
 
 
-@pytest.mark.parametrize(("name", "method"), ANY_CONFIG)
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_a_batch_equals_its_singles(name: str, method: str, budget: TokenBudget) -> None:
-    vision, text = random_vision(seed=5, batch=6)
-    config = preset(name, method=method)
+def test_counts_differ_within_a_batch() -> None:
+    """What the next test is about does happen."""
+    for name in PRESETS:
+        vision, text = random_vision(seed=5, batch=6)
+        assert len(set(compress(vision, text, preset(name)).count.tolist())) >= 4
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(2, 6),
+    patches=st.sampled_from([7, 49, 64]),
+    setting=st.sampled_from(ANY_CONFIG),
+    budget=st.sampled_from([TokenBudget(), TokenBudget(max_tokens=9), TokenBudget(tokens=6)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_batch_equals_its_singles(
+    seed: int, batch: int, patches: int, setting: tuple[str, str], budget: TokenBudget
+) -> None:
+    vision, text = random_vision(seed, batch, patches)
+    config = preset(setting[0], method=setting[1])
     together = as_numpy(compress(vision, text, config, budget))
-    if budget == TokenBudget() and method == "recoverable":
-        assert len(set(together.count.tolist())) > 1, "the counts must differ within the batch"
-    for i in range(6):
+    for i in range(batch):
         alone = as_numpy(compress(one(vision, i), text[i : i + 1], config, budget))
         n = int(alone.count[0])
         assert together.count[i] == n
@@ -121,6 +133,18 @@ def test_nothing_passes_the_filter(name: str, patches: int) -> None:
     )
     out = as_numpy(compress(flat, text, preset(name)))
     assert (out.count == 1).all()
+    assert np.isfinite(out.tokens).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("budget", [TokenBudget(), TokenBudget(tokens=20)])
+def test_everything_passes_the_filter(name: str, budget: TokenBudget) -> None:
+    """Nothing remains to be recovered or merged."""
+    vision, text = random_vision(seed=4, batch=2, patches=49)
+    config = preset(name, outliers="all", outlier_threshold=0.0)
+    out = as_numpy(compress(vision, text, config, budget))
+    assert (out.count == (budget.tokens or 49)).all()
+    assert (out.stage == Stage.VISUAL).sum() >= 2 * 19
     assert np.isfinite(out.tokens).all()
 
 
