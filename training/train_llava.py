@@ -55,13 +55,19 @@ class Curriculum:
 def keep_patches(
     scene: Scene, asked: set[int], budget: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """A good part of the asked objects' patches and random others, ascending, [budget]."""
+    """A good part of the asked objects' patches and random others, ascending, [budget].
+
+    Half of the time the others are patches of objects before those of the background: whoever
+    keeps few tokens keeps what stands out, and a count must not be read off the share of the
+    picture that objects take."""
     kept: list[int] = []
     share = budget // max(1, len(asked))
     for number in asked:
         patches = rng.permutation(scene.patches(number))
         kept += list(patches[: max(1, min(share, round(len(patches) * rng.uniform(0.6, 1))))])
     others = rng.permutation(np.setdiff1d(np.arange(PATCHES), kept))
+    if rng.random() < 0.5:
+        others = others[np.argsort(scene.labels[others] < 0, kind="stable")]
     return np.sort(np.concatenate([kept, others[: budget - len(kept)]])).astype(np.int64)
 
 
