@@ -89,9 +89,10 @@ def run(stage: str, options: argparse.Namespace) -> None:
         llava = place.trained_llava()
         export_llava(llava, clip, place.tokenizer("llava"), ASSETS / "demo" / "llava")
     elif stage == "evaluate":
-        report = evaluate(ASSETS / "demo", options.pictures)
-        write_report(REPORT, "llava", report)
-        print(json.dumps(report, indent=2))
+        for title, objects in (("usual scenes", None), ("scenes of 7 objects", 7)):
+            report = evaluate(ASSETS / "demo", options.pictures, objects)
+            write_report(REPORT, title, report)
+            print(title, json.dumps(report, indent=2))
     elif stage == "pictures":
         print("seeds:", write_pictures(ASSETS / "demo", ASSETS / "pictures"))
 
@@ -101,9 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("build/training"))
-    parser.add_argument("--clip-steps", type=int, default=2000)
-    parser.add_argument("--llava-steps", type=int, default=3000)
-    parser.add_argument("--per-count", type=int, default=2000, help="pictures per object count")
+    parser.add_argument("--clip-steps", type=int, default=2900)
+    parser.add_argument("--llava-steps", type=int, default=1900)
+    parser.add_argument("--per-count", type=int, default=1500, help="pictures per object count")
     parser.add_argument("--pictures", type=int, default=300, help="held-out pictures")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -22,11 +22,12 @@ from training.check_clip import (
 )
 from training.export import load_exported
 from training.model import PATCHES, Llava
-from training.packing import TurnEncoder, pack_apart, right_turns
+from training.packing import TurnEncoder, pack_apart, pack_conversation, right_turns
 from training.scenes import Question, make_scene, questions
 from training.train_llava import turn_logits
 
 CHUNK = 32
+CONVERSATION = 4
 Item = tuple[int, Question]
 
 
@@ -66,10 +67,30 @@ def _shares(items: list[Item], right: list[bool]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in table.items()}
 
 
-def evaluate(root: Path, pictures: int, first_seed: int = 100_000) -> dict[str, object]:
+@torch.no_grad()
+def conversations_right(
+    llava: Llava, encoder: TurnEncoder, features: Tensor, asked: list[list[Question]]
+) -> float:
+    """Share of right answers in multi-turn conversations over all tokens, true answers so far."""
+    results: list[Tensor] = []
+    for first in range(0, len(asked), CHUNK):
+        visual = features[first : first + CHUNK]
+        turns = [
+            [encoder.encode(q.question, q.answer, number == 0) for number, q in enumerate(some)]
+            for some in asked[first : first + CHUNK]
+        ]
+        pack = pack_conversation(turns, len(encoder.prefix) + visual.shape[1])
+        logits = turn_logits(llava, encoder.prefix, visual, pack)
+        results.append(right_turns(logits, pack, CONVERSATION))
+    return round(torch.cat(results).float().mean().item(), 4)
+
+
+def evaluate(
+    root: Path, pictures: int, objects: int | None = None, first_seed: int = 100_000
+) -> dict[str, object]:
     """Numbers per way of choosing tokens and kind of question."""
     clip, llava, clip_tokenizer, llava_tokenizer = load_exported(root)
-    scenes = [make_scene(first_seed + number, held_out=True) for number in range(pictures)]
+    scenes = [make_scene(first_seed + number, objects, True) for number in range(pictures)]
     features, joint, attention = see(clip, scenes)
     items = [(number, q) for number, scene in enumerate(scenes) for q in questions(scene)]
     texts = embed_questions(clip, clip_tokenizer, [q.question for _, q in items])
@@ -103,11 +124,18 @@ def evaluate(root: Path, pictures: int, first_seed: int = 100_000) -> dict[str, 
         hit = [ok for ok, gone in zip(right, lost, strict=True) if gone]
         table["object dropped by class attention"] = round(float(np.mean(hit)), 4) if hit else -1
         tables[name] = table
+    rng = np.random.default_rng(0)
+    asked = [
+        [q[n] for n in rng.integers(len(q), size=CONVERSATION)] for q in map(questions, scenes)
+    ]
     return {
         "pictures": pictures,
         "questions": len(items),
         "questions whose object class attention drops": sum(lost),
         "accuracy": tables,
+        f"accuracy in conversations of {CONVERSATION} turns": conversations_right(
+            llava, encoder, features, asked
+        ),
     }
 
 

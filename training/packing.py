@@ -15,6 +15,7 @@ from training.tokenizers_ import IMAGE
 
 TURN_LENGTH = 16
 NO_TARGET = -100
+COUNT_SHARE = 0.2  # of the turns, where counting is possible at all
 
 
 def prompt(question: str) -> str:
@@ -142,6 +143,6 @@ def draw_questions(
     several = [q for q in asked if q.target is None] if counts else []
     chosen = []
     for _ in range(turns):
-        pool = several if several and rng.random() < 0.12 else single
+        pool = several if several and rng.random() < COUNT_SHARE else single
         chosen.append(pool[int(rng.integers(len(pool)))])
     return chosen
