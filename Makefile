@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow lint format train-demo clean
 
 demo: $(READY)
-	$(BIN)/recomp demo
+	$(BIN)/recomp demo --tokens 32
 
 test: lint
 	$(BIN)/python -m pytest
@@ -37,7 +37,9 @@ $(TRAIN)/.ready: pyproject.toml
 	touch $(TRAIN)/.ready
 
 train-demo: $(TRAIN)/.ready
-	$(TRAIN)/bin/python -m training all
+	for stage in clip check llava export evaluate pictures; do \
+		$(TRAIN)/bin/python -m training $$stage || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) $(TRAIN) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -56,6 +56,7 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     with console.status("seeing and answering") if console.is_terminal else nullcontext():
         answers = list(_ask_all(vlm, budget))
     console.print(_answer_table(answers))
+    console.print()
     console.print(_timing_table(answers))
     for number, (asked, answer, seen) in enumerate(answers, start=1):
         side = int(seen.num_patches**0.5)
@@ -74,14 +75,20 @@ def _ask_all(vlm: VLM, budget: TokenBudget) -> Iterator[tuple[DemoQuestion, Answ
 
 
 def _answer_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Table:
-    table = Table("picture", "question", "answer", "tokens", "visual", "text", "merged", "rest")
-    for asked, answer, _ in answers:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("#")
+    for title in ("picture", "question", "answer"):
+        table.add_column(title, no_wrap=True)
+    for title in ("tokens", "visual", "text", "merged", "rest"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for number, (asked, answer, _) in enumerate(answers, start=1):
         right = answer.text == asked.expected
         table.add_row(
-            asked.picture.name,
+            str(number),
+            asked.picture.stem,
             asked.question,
             answer.text if right else f"{answer.text} (wrong: {asked.expected})",
-            f"{answer.num_visual_tokens} of {answer.num_patches}",
+            f"{answer.num_visual_tokens}/{answer.num_patches}",
             *(str(count) for count in answer.stage_counts.values()),
         )
     return table
@@ -89,7 +96,9 @@ def _answer_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Tabl
 
 def _timing_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Table:
     """Milliseconds; the vision tower runs once for a picture, so only its first question pays."""
-    table = Table("ms", *(str(number) for number in range(1, len(answers) + 1)))
+    table = Table("time in ms", box=None, padding=(0, 2, 0, 0))
+    for number in range(1, len(answers) + 1):
+        table.add_column(f"#{number}", justify="right")
     for key, name in STEPS.items():
         cells, paid = [], set()
         for asked, answer, seen in answers:
