@@ -53,11 +53,11 @@ def write_sparse_model(folder: Path, layers: int = 12) -> list[int]:
         shapes[f"model.mm_projector.{number}.{key.split('.')[1]}"] = shape
     weight_map: dict[str, str] = {}
     sizes: list[int] = []
-    for number in range(layers // 2):
+    for number in range(layers // 4):
         mine = {
             key: shape
             for key, shape in shapes.items()
-            if any(f".layers.{layer}." in key for layer in (2 * number, 2 * number + 1))
+            if any(f".layers.{4 * number + layer}." in key for layer in range(4))
             or (number == 0 and ".layers." not in key)
         }
         name = f"model-{number}.safetensors"
