@@ -21,10 +21,21 @@ from training.pictures import write_pictures
 from training.tokenizers_ import train_clip_tokenizer, train_llama_tokenizer
 from training.train_clip import ClipTrainer, train_clip
 from training.train_llava import train_llava
+from training.train_text import train_text
 
 ASSETS = Path("paddle_recomp/assets")
 REPORT = Path("training/report.json")
-STAGES = ("tokenizers", "clip", "check", "features", "llava", "export", "evaluate", "pictures")
+STAGES = (
+    "tokenizers",
+    "clip",
+    "text",
+    "check",
+    "features",
+    "llava",
+    "export",
+    "evaluate",
+    "pictures",
+)
 
 
 def padded(vocabulary: int) -> int:
@@ -72,6 +83,9 @@ def run(stage: str, options: argparse.Namespace) -> None:
     place.make_tokenizers()
     if stage == "clip":
         train_clip(place.tokenizer("clip"), place.clip_checkpoint, options.clip_steps)
+    elif stage == "text":
+        model = place.trained_clip()
+        train_text(model, place.tokenizer("clip"), place.clip_checkpoint, options.text_steps)
     elif stage == "check":
         numbers = check_clip(place.trained_clip(), place.tokenizer("clip"), options.pictures)
         write_report(REPORT, "clip", {"pictures": options.pictures, **numbers})
@@ -103,6 +117,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("build/training"))
     parser.add_argument("--clip-steps", type=int, default=2900)
+    parser.add_argument("--text-steps", type=int, default=700)
     parser.add_argument("--llava-steps", type=int, default=1900)
     parser.add_argument("--per-count", type=int, default=1500, help="pictures per object count")
     parser.add_argument("--pictures", type=int, default=300, help="held-out pictures")

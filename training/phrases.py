@@ -37,9 +37,9 @@ BY_NAME = (
     "here is where the {n} stands", "the color of the {n}", "which one? the {n}", "the {n}?",
     "the {n} has a color", "is the {n} in the picture? yes, the {n}", "the place of the {n}",
     "the {k} {n}", "a {k}, it is the {n}", "what we call a {n}",
-    "this color is the one of the {n}", "a {n} of whatever color", "somewhere is the {n}",
+    "this color is the one of the {n}", "a {n} of whatever color", "in some place is the {n}",
     "how to draw a {n}", "many things and a {n}", "any color is the {n}", "it is the {n}",
-    "is the {n}?", "color is the {n}", "there it is, the {n}", "here and where is the {n}",
+    "is the {n}?", "color is the {n}", "there it is, the {n}", "here and there is the {n}",
 )  # fmt: skip
 BY_NAME_COLOR = (
     "a {c} {n}", "the {c} {n}", "{c} {n}", "the {n} is {c}", "a {n} whose color is {c}",

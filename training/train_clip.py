@@ -54,6 +54,16 @@ class ClipTrainer(nn.Module):
         drawn = ~batch.glyphs[..., 0].isnan()
         sketches = self.glyph_head(patches)[drawn].float()
         joint = self.clip.embed_states(last)
+        return {
+            "name": classify(self.name_head, batch.names),
+            "color": classify(self.color_head, batch.colors),
+            "place": classify(self.place_head, batch.places),
+            "glyph": functional.binary_cross_entropy_with_logits(sketches, batch.glyphs[drawn]),
+            **self.text_losses(joint, batch),
+        }
+
+    def text_losses(self, joint: Tensor, batch: ClipBatch) -> dict[str, Tensor]:
+        """Losses between the joint embeddings [B, 1 + N, P] and the texts of the batch."""
         phrases = self.clip.embed_text(batch.phrase_ids)
         logits = joint[:, 1:] @ phrases.T * self.patch_scale.exp() + self.patch_bias
         known = ~batch.relevance.isnan()
@@ -66,17 +76,8 @@ class ClipTrainer(nn.Module):
         captions = self.clip.embed_text(batch.caption_ids)
         scores = joint[:, 0] @ captions.T * self.clip.logit_scale.exp().clamp_max(100)
         own = torch.arange(len(scores))
-        return {
-            "name": classify(self.name_head, batch.names),
-            "color": classify(self.color_head, batch.colors),
-            "place": classify(self.place_head, batch.places),
-            "glyph": functional.binary_cross_entropy_with_logits(sketches, batch.glyphs[drawn]),
-            "align": align,
-            "caption": (
-                functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)
-            )
-            / 2,
-        }
+        picks = functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)
+        return {"align": align, "caption": picks / 2}
 
 
 def rate_at(step: int, steps: int) -> float:
