@@ -1,0 +1,128 @@
+"""One graph from Paddle to ONNX, in a process of its own: paddle2onnx aborts the process on an
+operation that it does not know, and the memory of a tower goes back when its process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from paddle_recomp.backends.base import OUTPUTS, Graph
+
+OPSET = 17
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is told: plain values, as JSON."""
+
+    graph: Graph
+    model_dir: str
+    clip_dir: str
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    output: str
+
+
+def convert(job: Job, environment: Mapping[str, str] | None = None) -> None:
+    """Writes the graph of a job, optimised, checked, and compared with its layer.
+
+    Raises: ExportError naming the graph when its process dies or finds a difference."""
+    # `-m export.convert` needs the folder in which this package lies, wherever it is called from.
+    root = str(Path(__file__).parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        command(job),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "GLOG_minloglevel": "2",
+            "PYTHONPATH": os.pathsep.join(paths),
+            **(environment or {}),
+        },
+    )
+    output = Path(job.output)
+    if done.returncode == 0 and output.is_file() and output.stat().st_size:
+        return
+    output.unlink(missing_ok=True)
+    raise ExportError(f"the graph {job.graph!r} could not be converted: {_reason(done)}")
+
+
+def command(job: Job) -> list[str]:
+    """The process of a job."""
+    return [sys.executable, "-m", "export.convert", json.dumps(asdict(job))]
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        why = {"SIGKILL": " (out of memory?)", "SIGABRT": " (an operation that has no ONNX form?)"}
+        return f"its process died of {name}{why.get(name, '')}"
+    return lines[-1] if lines else f"its process ended with {done.returncode} and wrote nothing"
+
+
+def main(text: str) -> None:
+    """Runs a job. Only ever called in a process of its own."""
+    import onnx
+    import paddle
+    import paddle2onnx
+
+    from export.graphs import build, input_specs
+    from export.onnx_graph import OnnxGraph
+    from export.optimise import check, finish, optimise, set_shapes
+    from export.parity import compare_with_layer
+    from export.shapes import shapes_of
+    from export.writing import write_model
+    from paddle_recomp.checkpoint import open_checkpoint
+    from paddle_recomp.config import CompressionConfig
+
+    job = Job(**json.loads(text))
+    checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
+    config = CompressionConfig(**job.config)
+    layer = build(job.graph, checkpoint, config)
+    # Before tracing, which renames nothing but wraps `forward`.
+    weights = {parameter.name: name for name, parameter in layer.named_parameters()}
+
+    with tempfile.TemporaryDirectory(dir=Path(job.output).parent) as folder:
+        traced = paddle.jit.to_static(
+            layer, input_spec=input_specs(job.graph, checkpoint.spec), full_graph=True
+        )
+        paddle.jit.save(traced, f"{folder}/traced")
+        raw = paddle2onnx.export(
+            f"{folder}/traced.json",
+            f"{folder}/traced.pdiparams",
+            opset_version=OPSET,
+            # Its own folding renames values at random, and ours does more.
+            optimize_tool="None",
+            enable_onnx_checker=False,
+        )
+    if not raw:
+        raise ExportError("paddle2onnx wrote nothing, as it does for more than 2 GB")
+    graph = OnnxGraph.read(onnx.load_from_string(raw), OUTPUTS[job.graph])
+    del raw
+    optimise(graph)
+    finish(graph, job.graph, weights)
+    set_shapes(graph, shapes_of(checkpoint.spec))
+    model = graph.model(job.metadata)
+    check(model)
+    write_model(model, Path(job.output))
+    compare_with_layer(job.graph, build(job.graph, checkpoint, config), checkpoint.spec, job.output)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except Exception as error:  # The last line of stderr is what the parent reports.
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
