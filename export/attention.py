@@ -93,9 +93,7 @@ def _order(node: NodeProto) -> list[int]:
     return list(helper.get_node_attr_value(node, "perm"))
 
 
-def _without_scale(
-    graph: OnnxGraph, made: dict[str, NodeProto], name: str
-) -> tuple[str, float]:
+def _without_scale(graph: OnnxGraph, made: dict[str, NodeProto], name: str) -> tuple[str, float]:
     """The value in front of a multiplication by a constant, and the constant."""
     node = made.get(name)
     if node is not None and node.op_type == "Mul":
@@ -114,9 +112,7 @@ def _transposed(made: dict[str, NodeProto], name: str) -> str:
     return ""
 
 
-def _heads(
-    graph: OnnxGraph, made: dict[str, NodeProto], name: str
-) -> tuple[str, int, int] | None:
+def _heads(graph: OnnxGraph, made: dict[str, NodeProto], name: str) -> tuple[str, int, int] | None:
     """The [B, N, C] value that was split into [B, heads, N, width], with heads and width."""
     turn = made.get(name)
     if turn is None or turn.op_type != "Transpose" or _order(turn) != [0, 2, 1, 3]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.shapes import shapes_of
 from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.checkpoint import ModelSpec
 
 OPSET = 17
 
@@ -72,52 +74,63 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     return lines[-1] if lines else f"its process ended with {done.returncode} and wrote nothing"
 
 
-def main(text: str) -> None:
-    """Runs a job. Only ever called in a process of its own."""
+def convert_layer(
+    graph: Graph,
+    layer: Any,
+    spec: ModelSpec,
+    folder: Path,
+    metadata: Mapping[str, str] | None = None,
+) -> Any:
+    """The ONNX model of a layer, optimised and checked; `folder` is for intermediate files. The
+    layer is traced, after which it no longer runs eagerly.
+
+    Raises: ExportError; whatever the exporter and the checks raise. May abort the process."""
     import onnx
     import paddle
     import paddle2onnx
 
-    from export.graphs import build, input_specs
+    from export.graphs import input_specs
     from export.onnx_graph import OnnxGraph
     from export.optimise import check, finish, optimise, set_shapes
+
+    weights = {parameter.name: name for name, parameter in layer.named_parameters()}
+    traced = paddle.jit.to_static(layer, input_spec=input_specs(graph, spec), full_graph=True)
+    paddle.jit.save(traced, f"{folder}/traced")
+    raw = paddle2onnx.export(
+        f"{folder}/traced.json",
+        f"{folder}/traced.pdiparams",
+        opset_version=OPSET,
+        # Its own folding renames values at random, and ours does more.
+        optimize_tool="None",
+        enable_onnx_checker=False,
+    )
+    if not raw:
+        raise ExportError("paddle2onnx wrote nothing, as it does for more than 2 GB")
+    rewritten = OnnxGraph.read(onnx.load_from_string(raw), OUTPUTS[graph])
+    optimise(rewritten)
+    finish(rewritten, graph, weights)
+    set_shapes(rewritten, shapes_of(spec))
+    model = rewritten.model(metadata)
+    check(model)
+    return model
+
+
+def main(text: str) -> None:
+    """Runs a job. Only ever called in a process of its own."""
+    from export.graphs import build
     from export.parity import compare_with_layer
-    from export.shapes import shapes_of
     from export.writing import write_model
     from paddle_recomp.checkpoint import open_checkpoint
     from paddle_recomp.config import CompressionConfig
 
     job = Job(**json.loads(text))
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
-    config = CompressionConfig(**job.config)
-    layer = build(job.graph, checkpoint, config)
-    # Before tracing, which renames nothing but wraps `forward`.
-    weights = {parameter.name: name for name, parameter in layer.named_parameters()}
-
-    with tempfile.TemporaryDirectory(dir=Path(job.output).parent) as folder:
-        traced = paddle.jit.to_static(
-            layer, input_spec=input_specs(job.graph, checkpoint.spec), full_graph=True
-        )
-        paddle.jit.save(traced, f"{folder}/traced")
-        raw = paddle2onnx.export(
-            f"{folder}/traced.json",
-            f"{folder}/traced.pdiparams",
-            opset_version=OPSET,
-            # Its own folding renames values at random, and ours does more.
-            optimize_tool="None",
-            enable_onnx_checker=False,
-        )
-    if not raw:
-        raise ExportError("paddle2onnx wrote nothing, as it does for more than 2 GB")
-    graph = OnnxGraph.read(onnx.load_from_string(raw), OUTPUTS[job.graph])
-    del raw
-    optimise(graph)
-    finish(graph, job.graph, weights)
-    set_shapes(graph, shapes_of(checkpoint.spec))
-    model = graph.model(job.metadata)
-    check(model)
-    write_model(model, Path(job.output))
-    compare_with_layer(job.graph, build(job.graph, checkpoint, config), checkpoint.spec, job.output)
+    config, spec, output = CompressionConfig(**job.config), checkpoint.spec, Path(job.output)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        layer = build(job.graph, checkpoint, config)
+        model = convert_layer(job.graph, layer, spec, Path(folder), job.metadata)
+    write_model(model, output)
+    compare_with_layer(job.graph, build(job.graph, checkpoint, config), spec, output)
 
 
 if __name__ == "__main__":

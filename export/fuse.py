@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 
-from export.shapes import TRACED, shapes_of
 from export.onnx_graph import OnnxGraph
 from export.optimise import check, set_shapes
 from export.parity import compare, run, sample_inputs
+from export.shapes import TRACED, shapes_of
 from export.writing import write_model
 from paddle_recomp.backends.base import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import ModelSpec

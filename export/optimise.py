@@ -3,7 +3,6 @@ attention fused. Each pass changes a graph in place and keeps what it computes."
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto, helper
@@ -13,6 +12,7 @@ from export.onnx_graph import OnnxGraph
 
 _MAX_FOLDED = 1 << 20
 """Elements of a constant that folding may create: not every product of folding is a saving."""
+_MAX_SHARED = 16
 
 
 def optimise(graph: OnnxGraph) -> None:
@@ -105,7 +105,9 @@ def share_repeated(graph: OnnxGraph) -> None:
     first_constant: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     for name, value in graph.constants.items():
         if value.size <= _MAX_FOLDED:
-            found = first_constant.setdefault((str(value.dtype), value.shape, value.tobytes()), name)
+            found = first_constant.setdefault(
+                (str(value.dtype), value.shape, value.tobytes()), name
+            )
             if found != name:
                 same[name] = found
     first_node: dict[bytes, NodeProto] = {}
@@ -113,15 +115,15 @@ def share_repeated(graph: OnnxGraph) -> None:
     for node in graph.nodes:
         for place, name in enumerate(node.input):
             node.input[place] = same.get(name, name)
-        key = NodeProto()
-        key.CopyFrom(node)
-        key.ClearField("output")
-        key.ClearField("name")
-        found = first_node.setdefault(key.SerializeToString(deterministic=True), node)
-        if found is node:
+        bare = NodeProto()
+        bare.CopyFrom(node)
+        bare.ClearField("output")
+        bare.ClearField("name")
+        first = first_node.setdefault(bare.SerializeToString(deterministic=True), node)
+        if first is node:
             kept.append(node)
         else:
-            same.update(zip(node.output, found.output, strict=True))
+            same.update(zip(node.output, first.output, strict=True))
     graph.nodes = kept
     graph.replace(same)
 
@@ -158,7 +160,8 @@ def set_shapes(graph: OnnxGraph, shapes: dict[str, list[int | str]]) -> None:
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Runs ONNX's own checks. Raises: onnx.checker.ValidationError, shape_inference.InferenceError."""
+    """Runs ONNX's checker and its shape inference, both as strict as they come.
+
+    Raises: onnx.checker.ValidationError, onnx.shape_inference.InferenceError."""
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-

@@ -58,9 +58,7 @@ def run(path: str | Path, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[s
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = OUTPUTS[graph]
     return dict(zip(names, session.run(list(names), inputs), strict=True))
 

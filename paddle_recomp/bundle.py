@@ -225,9 +225,7 @@ def _files(path: Path, fields: Mapping[str, Any]) -> dict[str, FileInfo]:
         check_name(path, name)
         if not isinstance(about, dict):
             raise BundleError(f"{path}: files.{name} is {about!r}; expected an object")
-        expected = FileInfo(
-            _field(path, about, "bytes", int), _field(path, about, "sha256", str)
-        )
+        expected = FileInfo(_field(path, about, "bytes", int), _field(path, about, "sha256", str))
         target = path.parent / name
         if not target.is_file():
             raise BundleNotFoundError(f"there is no {target}, which {MANIFEST} lists")
@@ -250,13 +248,13 @@ def _graphs(
         file = _field(path, about, "file", str)
         if file not in files:
             raise BundleError(f"{path}: the graph {name} is in {file!r}, which is not listed")
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for side, expected in (("inputs", INPUTS[name]), ("outputs", OUTPUTS[name])):
             entries = _field(path, about, side, list)
-            found[side] = tuple(e.get("name") for e in entries if isinstance(e, dict))
+            found[side] = tuple(str(e.get("name")) for e in entries if isinstance(e, dict))
             if found[side] != expected:
                 raise BundleError(
-                    f"{path}: the {side} of {name} are {', '.join(map(str, found[side]))}; "
+                    f"{path}: the {side} of {name} are {', '.join(found[side])}; "
                     f"expected {', '.join(expected)}"
                 )
         graphs[name] = GraphInfo(file, found["inputs"], found["outputs"])

@@ -73,7 +73,8 @@ def load(
     Raises: as `load_encoder`."""
     found = find(model, clip)
     if isinstance(found, Bundle):
-        parts, checkpoint = PARTS[-1:], _language_checkpoint(found, llm, clip)
+        parts: tuple[str, ...] = PARTS[-1:]
+        checkpoint = _language_checkpoint(found, llm, clip)
         # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
         llm_dir, llm_device = found.llm_dir, "cpu"
     else:

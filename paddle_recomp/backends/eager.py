@@ -58,9 +58,7 @@ class EagerBackend:
     def _compress(
         self, text_embeds: Tensor, token_bounds: Tensor, **vision: Tensor
     ) -> tuple[Tensor, ...]:
-        return _flat(
-            *self.encoder.compress(VisionFeatures(**vision), text_embeds, token_bounds)
-        )
+        return _flat(*self.encoder.compress(VisionFeatures(**vision), text_embeds, token_bounds))
 
     def _encoder(
         self, pixel_values: Tensor, question_ids: Tensor, token_bounds: Tensor
