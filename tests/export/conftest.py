@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from export.build import export
 from paddle_recomp.bundle import MANIFEST, Bundle, seal
@@ -59,3 +61,14 @@ def edit(folder: Path, *, sealed: bool = True, **fields: object) -> None:
     if sealed:
         manifest["seal"] = seal(manifest)
     path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A picture of noise with a bright square."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 60, size=(240, 320, 3), dtype=np.uint8)
+    pixels[40:90, 60:110] = (250, 20, 20)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    return path
