@@ -67,6 +67,9 @@ def _recognise(graph: OnnxGraph, softmax: NodeProto) -> Attention | None:
         node = readers.get(name)
         return node if node is not None and node.op_type == kind and uses[name] == 1 else None
 
+    axis = [item.i for item in softmax.attribute if item.name == "axis"]
+    if axis not in ([], [-1], [3]):
+        return None
     logits, mask = made.get(softmax.input[0]), None
     if logits is not None and logits.op_type == "Add":
         mask = graph.constants.get(logits.input[1])

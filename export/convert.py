@@ -82,7 +82,8 @@ def convert_layer(
     metadata: Mapping[str, str] | None = None,
 ) -> Any:
     """The ONNX model of a layer, optimised and checked; `folder` is for intermediate files. The
-    layer is traced, after which it no longer runs eagerly.
+    layer is traced, after which it no longer runs eagerly. Not where paddlenlp was imported, which
+    replaces functions of Paddle: the tracer then waits for itself.
 
     Raises: ExportError; whatever the exporter and the checks raise. May abort the process."""
     import onnx

@@ -104,10 +104,10 @@ def share_repeated(graph: OnnxGraph) -> None:
     same: dict[str, str] = {}
     first_constant: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     for name, value in graph.constants.items():
-        if value.size <= _MAX_FOLDED:
-            found = first_constant.setdefault(
-                (str(value.dtype), value.shape, value.tobytes()), name
-            )
+        # Small ones only: a layer's weights keep their own name, equal to others or not.
+        if value.size <= _MAX_SHARED:
+            key = (str(value.dtype), value.shape, value.tobytes())
+            found = first_constant.setdefault(key, name)
             if found != name:
                 same[name] = found
     first_node: dict[bytes, NodeProto] = {}
