@@ -20,6 +20,8 @@ from paddle_recomp.backends.base import OUTPUTS, Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 OPSET = 17
+_FAILED = "conversion failed: "
+"""How the process marks the line of its error among the warnings of libraries."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ def command(job: Job) -> list[str]:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         why = {"SIGKILL": " (out of memory?)", "SIGABRT": " (an operation that has no ONNX form?)"}
         return f"its process died of {name}{why.get(name, '')}"
-    return lines[-1] if lines else f"its process ended with {done.returncode} and wrote nothing"
+    for line in done.stderr.splitlines():
+        if line.startswith(_FAILED):
+            return line.removeprefix(_FAILED)
+    # paddle2onnx also ends its process without a word, when it cannot read what Paddle wrote.
+    return f"its process ended with code {done.returncode} and wrote nothing"
 
 
 def convert_layer(
@@ -137,6 +142,7 @@ def main(text: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except Exception as error:  # The last line of stderr is what the parent reports.
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:  # Whatever it is, the parent reports it.
+        name = "" if isinstance(error, ExportError) else f"{type(error).__name__}: "
+        print(f"{_FAILED}{name}{' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -31,7 +31,7 @@ class OnnxGraph:
         """`outputs` are the names that the graph's outputs get, in order; the graph may have
         more, which are dropped.
 
-        Raises: ExportError when it has fewer."""
+        Raises: ExportError when it has fewer, or when a node reads what is not there."""
         graph, names = model.graph, list(outputs)
         if len(graph.output) < len(names):
             raise ExportError(f"the graph has {len(graph.output)} outputs; expected {len(names)}")
@@ -42,6 +42,10 @@ class OnnxGraph:
                 constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             else:
                 nodes.append(node)
+        known = {"", *constants, *(item.name for item in graph.input)}
+        known.update(name for node in nodes for name in node.output)
+        if missing := {name for node in nodes for name in node.input} - known:
+            raise ExportError(f"the graph lacks {min(missing)}: was the disk full?")
         ends = {}
         for name, value in zip(names, graph.output, strict=False):
             info = ValueInfoProto()

@@ -103,13 +103,15 @@ def test_a_killed_conversion_names_its_graph_and_leaves_the_old_bundle(
     ("code", "says"),
     [
         ("pass", "wrote nothing"),
-        ("import sys; sys.exit('OSError: [Errno 28] No space left on device')", "No space left"),
+        ("import sys; sys.exit(convert._FAILED + 'No space left on device')", "No space left"),
+        ("import sys; sys.exit(255)", "code 255"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "out of memory"),
     ],
 )
 def test_a_failed_conversion_says_why(
     code: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    code = f"from export import convert; {code}"
     monkeypatch.setattr(convert, "command", lambda job: [sys.executable, "-c", code])
     with pytest.raises(ExportError, match=rf"'vision'.*{says}"):
         export("demo", tmp_path / "new")

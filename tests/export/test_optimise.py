@@ -108,10 +108,12 @@ def test_repetitions_are_computed_once_and_weights_keep_their_names() -> None:
     assert {"first", "second"} <= graph.constants.keys()
 
 
-def test_too_few_outputs_are_an_error() -> None:
+def test_an_incomplete_graph_is_an_error() -> None:
     graph = graph_of([node("Relu", "x", "a")], ["a"])
     with pytest.raises(ExportError, match="1 outputs; expected 2"):
         OnnxGraph.read(graph.model(), ["a", "b"])
+    with pytest.raises(ExportError, match="lacks weight"):
+        graph_of([node("Add", "x weight", "a")], ["a"])
 
 
 def attention_graph(masked: bool, change: Callable[[list[NodeProto]], None]) -> OnnxGraph:
