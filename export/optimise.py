@@ -3,6 +3,7 @@ attention fused. Each pass changes a graph in place and keeps what it computes."
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto, helper
@@ -21,6 +22,8 @@ def optimise(graph: OnnxGraph) -> None:
     while before != len(graph.nodes):
         before = len(graph.nodes)
         remove_no_ops(graph)
+        simplify_where(graph)
+        keep_integers(graph)
         fold_constants(graph)
         share_repeated(graph)
         graph.remove_unused()
@@ -62,6 +65,72 @@ def _no_op_source(graph: OnnxGraph, node: NodeProto) -> str | None:
         if constant.ndim == 0 or (rank is not None and rank >= constant.ndim):
             return value
     return None
+
+
+def simplify_where(graph: OnnxGraph) -> None:
+    """Where broadcasts by itself; Paddle's adds the same zeros to all three inputs before, for
+    which it has to turn the condition into numbers and back."""
+    made = graph.producers()
+
+    def made_by(name: str, kind: str) -> NodeProto | None:
+        node = made.get(name)
+        return node if node is not None and node.op_type == kind else None
+
+    def is_zero(name: str) -> bool:
+        node, constant = made.get(name), graph.constants.get(name)
+        if constant is not None:
+            return constant.dtype.kind in "bif" and not constant.any()
+        if node is None or node.op_type not in ("Add", "Cast", "Expand"):
+            return False
+        return all(is_zero(part) for part in node.input[: 2 if node.op_type == "Add" else 1])
+
+    for node in graph.nodes:
+        if node.op_type != "Where":
+            continue
+        truth = made_by(node.input[0], "Cast")
+        sums = [
+            made_by(name, "Add")
+            for name in ("" if truth is None else truth.input[0], *node.input[1:])
+        ]
+        condition, first, second = sums
+        if condition is None or first is None or second is None:
+            continue
+        number = made_by(condition.input[0], "Cast")
+        same = condition.input[1] == first.input[1] == second.input[1]
+        if number is None or not same or not is_zero(first.input[1]):
+            continue
+        if graph.types.get(number.input[0], (0,))[0] == TensorProto.BOOL:
+            node.input[:] = [number.input[0], first.input[0], second.input[0]]
+
+
+def keep_integers(graph: OnnxGraph) -> None:
+    """Adding, multiplying and clipping of int64 by whole numbers, which the exporter does in
+    float32, and so wrongly above 2^24."""
+    made = graph.producers()
+    for node in graph.nodes:
+        if node.op_type != "Cast" or node.attribute[0].i != TensorProto.INT64:
+            continue
+        inner = made.get(node.input[0])
+        if inner is None or inner.op_type not in ("Add", "Mul", "Clip"):
+            continue
+        arguments = [_as_integer(graph, made, name) for name in inner.input]
+        if all(name is not None for name in arguments):
+            node.CopyFrom(helper.make_node(inner.op_type, arguments, list(node.output)))
+
+
+def _as_integer(graph: OnnxGraph, made: dict[str, NodeProto], name: str) -> str | None:
+    """The int64 value that a float one was cast from, or a constant of whole numbers as such."""
+    value = graph.constants.get(name)
+    if value is not None:
+        if value.dtype.kind != "f" or not np.all(np.isfinite(value)) or np.any(value % 1):
+            return None
+        graph.constants[f"{name}.int64"] = value.astype(np.int64)
+        return f"{name}.int64"
+    node = made.get(name)
+    if not name or node is None:
+        return "" if not name else None
+    known = graph.types.get(node.input[0], (0,))[0] if node.op_type == "Cast" else 0
+    return node.input[0] if known == TensorProto.INT64 else None
 
 
 def fold_constants(graph: OnnxGraph) -> None:

@@ -90,6 +90,58 @@ def test_constants_are_folded_to_what_the_runtime_computes() -> None:
     np.testing.assert_allclose(found, np.exp([[0, 1, 2, 3]]), rtol=1e-6)
 
 
+def where_nodes(zeros_of_second: str) -> list[NodeProto]:
+    """x where x > limit, else other; written as Paddle does when the shapes are not the same."""
+    return [
+        node("Greater", "x limit", "condition"),
+        node("Shape", "x", "shape"),
+        node("Expand", "zero shape", "zeros"),
+        node("Cast", "condition", "number", to=TensorProto.FLOAT),
+        node("Add", "number zeros", "spread"),
+        node("Cast", "spread", "truth", to=TensorProto.BOOL),
+        node("Add", "x zeros", "first"),
+        node("Add", f"other {zeros_of_second}", "second"),
+        node("Where", "truth first second", "y"),
+    ]
+
+
+def test_where_broadcasts_by_itself() -> None:
+    constants = {
+        "limit": np.float32(0),
+        "zero": np.float32([0]),
+        "other": np.float32([-7]),
+        "ones": np.float32([1]),
+    }
+    x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    graph = graph_of(where_nodes("zeros"), ["y"], **constants)
+    optimise(graph)
+    assert graph.histogram() == {"Greater": 1, "Where": 1}
+    np.testing.assert_array_equal(run(graph, x)[0], np.where(x > 0, x, -7))
+    graph = graph_of(where_nodes("ones"), ["y"], **constants)
+    optimise(graph)
+    np.testing.assert_array_equal(run(graph, x)[0], np.where(x > 0, x, -6))
+
+
+def test_whole_numbers_stay_whole() -> None:
+    large = 2**24 + 1
+    nodes = [
+        node("Cast", "x", "whole", to=TensorProto.INT64),
+        node("Mul", "whole factor", "large"),
+        node("Cast", "large", "float", to=TensorProto.FLOAT),
+        node("Add", "float two", "sum"),
+        node("Cast", "sum", "sum_whole", to=TensorProto.INT64),
+        node("Cast", "sum_whole", "float_again", to=TensorProto.FLOAT),
+        node("Mul", "float_again half", "scaled"),
+        node("Cast", "scaled", "y", to=TensorProto.INT64),
+    ]
+    graph = graph_of(
+        nodes, ["sum_whole", "y"], factor=np.int64(large), two=np.float32(2), half=np.float32(0.5)
+    )
+    optimise(graph)
+    assert graph.histogram() == {"Cast": 3, "Mul": 2, "Add": 1}, "half is no whole number"
+    assert run(graph, np.ones((1, 1), np.float32))[0].item() == large + 2
+
+
 def test_repetitions_are_computed_once_and_weights_keep_their_names() -> None:
     weight = np.ones(32, np.float32)
     nodes = [
