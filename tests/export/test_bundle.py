@@ -14,6 +14,7 @@ import pytest
 from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
 from paddle_recomp.cli import main
 from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
 from paddle_recomp.loading import find, find_checkpoint, load, load_encoder
 
@@ -125,6 +126,19 @@ def test_a_bundle_answers_as_its_checkpoint_does(demo_bundle: Bundle, picture: P
             expected = eager.ask(picture, question, budget, max_new_tokens=4)
             assert found.token_ids == expected.token_ids
             assert found.stage_counts == expected.stage_counts
+
+
+def test_the_demos_questions_get_the_same_answers(demo_bundle: Bundle) -> None:
+    bundle, eager = load(demo_bundle.folder), load("demo")
+    asked = [question for questions in demo_pictures().values() for question in questions]
+    questions = [item.question for item in asked]
+    for budget in (TokenBudget(), TokenBudget(tokens=32)):
+        answers = []
+        for vlm in (bundle, eager):
+            seen = {path: vlm.see(path) for path in demo_pictures()}
+            answers.append(vlm.ask_batch([seen[item.picture] for item in asked], questions, budget))
+        found, expected = ([answer.text for answer in some] for some in answers)
+        assert found == expected
 
 
 def test_the_light_install_runs_a_bundle(

@@ -17,7 +17,7 @@ from export.optimise import finish, fold_constants, optimise, remove_no_ops, sha
 
 
 def graph_of(
-    nodes: Sequence[NodeProto], outputs: Sequence[str], rank: int = 2, **constants: Any
+    nodes: Sequence[NodeProto], outputs: Sequence[str], *, rank: int = 2, **constants: Any
 ) -> OnnxGraph:
     """A graph whose input x is a float array of some rank."""
     shape = [f"d{i}" for i in range(rank)]
@@ -106,11 +106,11 @@ def where_nodes(zeros_of_second: str) -> list[NodeProto]:
 
 
 def test_where_broadcasts_by_itself() -> None:
-    constants = {
+    constants: dict[str, Any] = {
         "limit": np.float32(0),
-        "zero": np.float32([0]),
-        "other": np.float32([-7]),
-        "ones": np.float32([1]),
+        "zero": np.array([0], np.float32),
+        "other": np.array([-7], np.float32),
+        "ones": np.array([1], np.float32),
     }
     x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     graph = graph_of(where_nodes("zeros"), ["y"], **constants)
