@@ -36,7 +36,7 @@ class Job:
     output: str
 
 
-def convert(job: Job, environment: Mapping[str, str] | None = None) -> None:
+def convert(job: Job) -> None:
     """Writes the graph of a job, optimised, checked, and compared with its layer.
 
     Raises: ExportError naming the graph when its process dies or finds a difference."""
@@ -52,7 +52,6 @@ def convert(job: Job, environment: Mapping[str, str] | None = None) -> None:
             **os.environ,
             "GLOG_minloglevel": "2",
             "PYTHONPATH": os.pathsep.join(paths),
-            **(environment or {}),
         },
     )
     output = Path(job.output)

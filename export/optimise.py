@@ -18,9 +18,9 @@ _MAX_SHARED = 16
 
 def optimise(graph: OnnxGraph) -> None:
     """All passes, until nothing changes."""
-    before = -1
-    while before != len(graph.nodes):
-        before = len(graph.nodes)
+    before: list[bytes] = []
+    while before != (now := [node.SerializeToString() for node in graph.nodes]):
+        before = now
         remove_no_ops(graph)
         simplify_where(graph)
         keep_integers(graph)
@@ -104,18 +104,35 @@ def simplify_where(graph: OnnxGraph) -> None:
 
 
 def keep_integers(graph: OnnxGraph) -> None:
-    """Adding, multiplying and clipping of int64 by whole numbers, which the exporter does in
-    float32, and so wrongly above 2^24."""
-    made = graph.producers()
+    """Sums, products, limits and floor divisions of int64, which the exporter computes in float32
+    and so wrongly above 2^24."""
+    made, nodes = graph.producers(), []
     for node in graph.nodes:
-        if node.op_type != "Cast" or node.attribute[0].i != TensorProto.INT64:
-            continue
-        inner = made.get(node.input[0])
-        if inner is None or inner.op_type not in ("Add", "Mul", "Clip"):
-            continue
-        arguments = [_as_integer(graph, made, name) for name in inner.input]
-        if all(name is not None for name in arguments):
-            node.CopyFrom(helper.make_node(inner.op_type, arguments, list(node.output)))
+        rewritten = [node]
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.INT64:
+            inner = made.get(node.input[0])
+            floor = inner is not None and inner.op_type == "Floor"
+            inner = made.get(inner.input[0]) if inner is not None and floor else inner
+            kinds = ("Div",) if floor else ("Add", "Mul", "Clip")
+            if inner is not None and inner.op_type in kinds:
+                arguments = [_as_integer(graph, made, name) for name in inner.input]
+                if all(name is not None for name in arguments):
+                    rewritten = _integer_nodes(inner.op_type, arguments, node.output[0])
+        nodes += rewritten
+    graph.nodes = nodes
+
+
+def _integer_nodes(kind: str, arguments: list[str | None], output: str) -> list[NodeProto]:
+    if kind != "Div":
+        return [helper.make_node(kind, arguments, [output])]
+    # ONNX divides towards zero; without its remainder a number divides exactly.
+    first, second = arguments
+    rest, whole = f"{output}.remainder", f"{output}.whole"
+    return [
+        helper.make_node("Mod", [first, second], [rest]),
+        helper.make_node("Sub", [first, rest], [whole]),
+        helper.make_node("Div", [whole, second], [output]),
+    ]
 
 
 def _as_integer(graph: OnnxGraph, made: dict[str, NodeProto], name: str) -> str | None:

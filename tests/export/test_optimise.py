@@ -142,6 +142,23 @@ def test_whole_numbers_stay_whole() -> None:
     assert run(graph, np.ones((1, 1), np.float32))[0].item() == large + 2
 
 
+def test_floor_division_of_whole_numbers() -> None:
+    nodes = [
+        node("Cast", "x", "whole", to=TensorProto.INT64),
+        node("Mul", "whole factor", "large"),
+        node("Cast", "large", "float", to=TensorProto.FLOAT),
+        node("Div", "float seven", "quotient"),
+        node("Floor", "quotient", "floor"),
+        node("Cast", "floor", "y", to=TensorProto.INT64),
+    ]
+    graph = graph_of(nodes, ["y"], factor=np.int64(2**24 + 3), seven=np.float32(7))
+    optimise(graph)
+    assert graph.histogram() == {"Cast": 1, "Mul": 1, "Mod": 1, "Sub": 1, "Div": 1}
+    x = np.arange(-5, 6, dtype=np.float32).reshape(1, -1)
+    expected = x.astype(np.int64) * (2**24 + 3) // 7
+    np.testing.assert_array_equal(run(graph, x)[0], expected)
+
+
 def test_repetitions_are_computed_once_and_weights_keep_their_names() -> None:
     weight = np.ones(32, np.float32)
     nodes = [
