@@ -26,7 +26,7 @@ format: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[paddle,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[paddle,export,dev]"
 	touch $(READY)
 
 # Torch and Paddle do not share an environment: the tool has its own.

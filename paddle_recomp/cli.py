@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from paddle_recomp import __version__
+from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
 from paddle_recomp.errors import ConfigError, RecompError, RecompWarning
-from paddle_recomp.reports import answer_dict, print_answer, print_checkpoint
+from paddle_recomp.reports import answer_dict, print_answer, print_bundle, print_checkpoint
 
 # Typer brings its own copy of click and exports of its errors only this subclass.
 _UsageError: Any = typer.BadParameter.__base__
@@ -32,13 +33,19 @@ app = typer.Typer(
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION")]
 ModelOption = Annotated[
-    str, typer.Option("--model", help="A checkpoint folder, or `demo` for the embedded model.")
+    str,
+    typer.Option("--model", help="A checkpoint or bundle folder, or `demo`: the embedded model."),
 ]
 ClipOption = Annotated[
     Path | None, typer.Option("--clip", help="The CLIP folder; default: MODEL/clip.")
 ]
+LlmOption = Annotated[
+    Path | None,
+    typer.Option("--llm", help="For a bundle: the checkpoint folder with its language model."),
+]
 PresetOption = Annotated[
-    str, typer.Option("--preset", help="corrected (the paper's words) or faithful (its code).")
+    str | None,
+    typer.Option("--preset", help="corrected (the paper's words, default) or faithful (its code)."),
 ]
 MethodOption = Annotated[
     str | None, typer.Option("--method", help="recoverable, visual, random or uniform.")
@@ -52,7 +59,12 @@ MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", help="At most this many tokens.")
 ]
 FullOption = Annotated[bool, typer.Option("--full", help="All tokens: no compression.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, gpu or gpu:N.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device", help="cpu, gpu or gpu:N; for a bundle cpu, cuda, tensorrt or openvino."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -74,7 +86,8 @@ def ask(
     question: QuestionArgument,
     model: ModelOption = "demo",
     clip: ClipOption = None,
-    preset_name: PresetOption = "corrected",
+    llm: LlmOption = None,
+    preset_name: PresetOption = None,
     method: MethodOption = None,
     switches: SwitchOption = None,
     tokens: TokensOption = None,
@@ -92,13 +105,13 @@ def ask(
     """Answer QUESTION about IMAGE."""
     from paddle_recomp.loading import load
 
-    config = _config(preset_name, method, switches)
+    config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
     _check_inputs(image, question, overlay)
     console = Console(stderr=True)
-    with _quiet_paddle(), _warnings_as_lines() as seen_warnings:
+    with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
-            vlm = load(model, clip, config, device, on_progress)
+            vlm = load(model, clip, config, device, on_progress, llm)
         with _working(console, "answering"):
             answer = vlm.ask(image, question, budget, max_new_tokens)
     if as_json:
@@ -118,7 +131,7 @@ def explain(
     ),
     model: ModelOption = "demo",
     clip: ClipOption = None,
-    preset_name: PresetOption = "corrected",
+    preset_name: PresetOption = None,
     method: MethodOption = None,
     switches: SwitchOption = None,
     tokens: TokensOption = None,
@@ -127,15 +140,15 @@ def explain(
     device: DeviceOption = "cpu",
 ) -> None:
     """Draw which patches of IMAGE are kept for QUESTION, without asking the language model."""
-    from paddle_recomp.loading import find_checkpoint, load_encoder
+    from paddle_recomp.loading import find, load_encoder
 
-    config = _config(preset_name, method, switches)
+    config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
     _check_inputs(image, question, output)
     console = Console(stderr=True)
-    with _quiet_paddle(), _warnings_as_lines():
+    with quiet_paddle(), warnings_as_lines():
         with _working(console, f"loading {model}"):
-            encoder = load_encoder(find_checkpoint(model, clip), config, device)
+            encoder = load_encoder(find(model, clip), config, device)
         with _working(console, "compressing"):
             (prompt,) = encoder.compress(encoder.see([image]), [question], budget)
     _save_overlay(output, image, question, None, encoder, prompt.compressed)
@@ -148,18 +161,25 @@ def info(
     clip: ClipOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a checkpoint holds, after checking every key and shape. Needs no paddle."""
-    from paddle_recomp.loading import find_checkpoint
+    """Show what a checkpoint or a bundle holds, after checking every key, shape and checksum.
+    Needs no paddle."""
+    from paddle_recomp.loading import find
 
-    print_checkpoint(Console(highlight=False), find_checkpoint(model, clip), as_json)
+    found, console = find(model, clip), Console(highlight=False)
+    if isinstance(found, Bundle):
+        found.verify()
+        print_bundle(console, found, as_json)
+    else:
+        print_checkpoint(console, found, as_json)
 
 
 @app.command()
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder for the overlays.")
-    ] = Path("build/demo"),
+    ] = Path("build/overlays"),
     model: ModelOption = "demo",
+    llm: LlmOption = None,
     tokens: TokensOption = None,
     max_tokens: MaxTokensOption = None,
     full: FullOption = False,
@@ -171,34 +191,45 @@ def demo(
 
     budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
     console = Console(highlight=False)
-    with _quiet_paddle(), _warnings_as_lines():
+    with quiet_paddle(), warnings_as_lines():
         with _loading(Console(stderr=True), model) as on_progress:
-            vlm = load(model, None, None, device, on_progress)
+            vlm = load(model, None, None, device, on_progress, llm)
         run_demo(vlm, budget, output, console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; every expected error is one line on stderr and exit code 2."""
+    """Runs the command `recomp`; see `run_app`."""
+    return run_app(app, "recomp", arguments)
+
+
+def run_app(command: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; every expected error is one line on stderr and exit code 2."""
     try:
-        result = app(args=arguments, prog_name="recomp", standalone_mode=False)
+        result = command(args=arguments, prog_name=name, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except _UsageError as error:
-        return _refuse(f"{error.format_message()} (see `recomp --help`)")
+        return _refuse(name, f"{error.format_message()} (see `{name} --help`)")
     except RecompError as error:
-        return _refuse(str(error))
+        return _refuse(name, str(error))
     except (typer.Abort, KeyboardInterrupt):
-        print("recomp: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 
-def _refuse(message: str) -> int:
-    print(f"recomp: {' '.join(message.split())}", file=sys.stderr)
+def _refuse(name: str, message: str) -> int:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
-def _config(name: str, method: str | None, switches: list[str] | None) -> CompressionConfig:
-    """Raises: ConfigError for an unknown preset, method, switch or value."""
-    config = preset(name)
+def config_from_options(
+    name: str | None, method: str | None, switches: list[str] | None
+) -> CompressionConfig | None:
+    """The configuration that the options ask for, None when they ask for nothing.
+
+    Raises: ConfigError for an unknown preset, method, switch or value."""
+    if name is None and method is None and not switches:
+        return None
+    config = preset(name or "corrected")
     options: dict[str, Any] = {} if method is None else {"method": method}
     for switch in switches or []:
         key, equals, value = switch.partition("=")
@@ -268,7 +299,7 @@ def _working(console: Console, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[list[str]]:
+def warnings_as_lines() -> Iterator[list[str]]:
     """Our own warnings become one line each on stderr; those of libraries are not the user's."""
     messages: list[str] = []
 
@@ -285,7 +316,7 @@ def _warnings_as_lines() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _quiet_paddle() -> Iterator[None]:
+def quiet_paddle() -> Iterator[None]:
     """paddle and paddlenlp log their start-up; an answer should stand alone."""
     import logging
     import os

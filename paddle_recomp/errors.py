@@ -33,6 +33,14 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """A checkpoint folder, or a file that it must hold, does not exist."""
 
 
+class BundleError(RecompError, ValueError):
+    """A folder that is not a usable bundle: a changed file, another format, a wrong field."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """A bundle folder, or a file that it must hold, does not exist."""
+
+
 class FeatureError(RecompError, ArithmeticError):
     """NaN or infinity in what the towers produced."""
 

@@ -1,16 +1,19 @@
-"""From the name of a model to a runner: checkpoint folders, and the embedded demo."""
+"""From the name of a model to a runner: checkpoints, bundles, and the embedded demo."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
+from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.encoder import ImageEncoder
-from paddle_recomp.errors import MissingDependencyError
+from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
 from paddle_recomp.runner import VLM
 
@@ -31,34 +34,28 @@ def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkp
     return open_checkpoint(Path(model), None if clip is None else Path(clip))
 
 
+def find(model: str | Path, clip: str | Path | None = None) -> Checkpoint | Bundle:
+    """Opens what the folder is: a bundle if it has a recomp.json, else a checkpoint.
+
+    Raises: as `find_checkpoint` and `open_bundle`."""
+    if str(model) != DEMO and (Path(model) / MANIFEST).is_file():
+        return open_bundle(Path(model))
+    return find_checkpoint(model, clip)
+
+
 def load_encoder(
-    checkpoint: Checkpoint,
-    config: CompressionConfig,
+    model: Checkpoint | Bundle,
+    config: CompressionConfig | None = None,
     device: str = "cpu",
     on_tensor: Callable[[int], None] = lambda num_bytes: None,
 ) -> ImageEncoder:
-    """What stands in front of the language model, in eager Paddle.
+    """What stands in front of the language model: a checkpoint in eager Paddle, a bundle in ONNX
+    Runtime, where `device` names the execution provider. A bundle has its configuration in it.
 
-    Raises: DeviceError, ConfigError, CheckpointError, MissingDependencyError without paddle."""
-    with _paddle_required():
-        from paddle_recomp.backends.eager import EagerBackend
-    spec = checkpoint.spec
-    own_processor = any(
-        (checkpoint.model_dir / name).is_file()
-        for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    return ImageEncoder(
-        backend=EagerBackend(checkpoint, config, device, on_tensor),
-        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
-        image_processor=ImageProcessor.from_folder(
-            checkpoint.model_dir if own_processor else checkpoint.clip_dir,
-            aspect="pad" if spec.pad_to_square else None,
-        ),
-        tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
-        question_positions=spec.text.max_positions,
-        template=spec.chat_template,
-        config=config,
-    )
+    Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
+    if isinstance(model, Bundle):
+        return _bundle_encoder(model, config, device)
+    return _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
 
 
 def load(
@@ -67,26 +64,123 @@ def load(
     config: CompressionConfig | None = None,
     device: str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    llm: str | Path | None = None,
 ) -> VLM:
-    """A runner for a checkpoint in eager Paddle.
+    """A runner for a checkpoint, or for a bundle, whose language model `llm` names: the folder
+    of the checkpoint that it was exported from (with `clip` beside it, as for any checkpoint).
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_encoder`."""
-    checkpoint = find_checkpoint(model, clip)
-    total, done = sum(checkpoint.num_bytes(part) for part in PARTS), 0
+    found = find(model, clip)
+    if isinstance(found, Bundle):
+        parts: tuple[str, ...] = PARTS[-1:]
+        checkpoint = _language_checkpoint(found, llm, clip)
+        # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
+        llm_dir, llm_device = found.llm_dir, "cpu"
+    else:
+        if llm is not None:
+            raise ConfigError(f"{model} is a checkpoint and has its own language model")
+        parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
+    total, done = sum(checkpoint.num_bytes(part) for part in parts), 0
 
     def on_tensor(num_bytes: int) -> None:
         nonlocal done
         done += num_bytes
         on_progress(done, total)
 
-    encoder = load_encoder(checkpoint, config or CompressionConfig(), device, on_tensor)
+    encoder = load_encoder(found, config, device, on_tensor)
     with _paddle_required():
         from paddle_recomp.llm.paddle_llama import PaddleLlama
     return VLM(
         encoder,
-        PaddleLlama(checkpoint, device, on_tensor),
-        LanguageTokenizer.from_folder(checkpoint.model_dir),
+        PaddleLlama(checkpoint, llm_device, on_tensor),
+        LanguageTokenizer.from_folder(llm_dir),
+    )
+
+
+def projector_checksum(checkpoint: Checkpoint) -> str:
+    """By which a bundle recognises the checkpoint that it was exported from."""
+    digest = hashlib.sha256()
+    for name, array in sorted(checkpoint.parameters("projector")):
+        digest.update(name.encode() + array.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _language_checkpoint(
+    bundle: Bundle, llm: str | Path | None, clip: str | Path | None
+) -> Checkpoint:
+    """The decoder is not in the bundle yet, so it comes from the checkpoint.
+
+    Raises: ConfigError when its folder has to be named; BundleError when it is another one."""
+    source = bundle.language_model
+    if llm is None and source.name != DEMO:
+        raise ConfigError(
+            f"{bundle.folder} has no language model in it; name the folder of the checkpoint "
+            f"{source.name!r} that it was exported from (--llm DIR)"
+        )
+    checkpoint = find_checkpoint(llm or DEMO, clip)
+    if projector_checksum(checkpoint) != source.projector_sha256:
+        raise BundleError(
+            f"{bundle.folder} was exported from another checkpoint than {checkpoint.model_dir}: "
+            "their projectors differ; export it again, or name the right one (--llm DIR)"
+        )
+    return checkpoint
+
+
+def _bundle_encoder(bundle: Bundle, config: CompressionConfig | None, device: str) -> ImageEncoder:
+    from paddle_recomp.backends.onnx import OnnxBackend
+
+    if config is not None and config != bundle.config:
+        exported, asked = asdict(bundle.config), asdict(config)
+        name = next(name for name in asked if asked[name] != exported[name])
+        raise ConfigError(
+            f"{bundle.folder} was exported with {name}={exported[name]}; for {asked[name]}, "
+            "export it again"
+        )
+    backend = OnnxBackend(bundle, [device])
+    for folder in ("clip/", "llm/"):
+        bundle.verify(folder)
+    return ImageEncoder(
+        backend=backend,
+        image_processor=bundle.image_processor,
+        tokenizer=ClipTokenizer.from_folder(bundle.clip_dir),
+        question_positions=bundle.question_positions,
+        template=bundle.template,
+        config=bundle.config,
+    )
+
+
+def _checkpoint_encoder(
+    checkpoint: Checkpoint,
+    config: CompressionConfig,
+    device: str,
+    on_tensor: Callable[[int], None],
+) -> ImageEncoder:
+    with _paddle_required():
+        from paddle_recomp.backends.eager import EagerBackend
+    spec = checkpoint.spec
+    return ImageEncoder(
+        backend=EagerBackend(checkpoint, config, device, on_tensor),
+        image_processor=image_processor(checkpoint),
+        tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
+        question_positions=spec.text.max_positions,
+        template=spec.chat_template,
+        config=config,
+    )
+
+
+def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
+    """How a checkpoint wants its pictures prepared.
+
+    Raises: CheckpointError."""
+    own = any(
+        (checkpoint.model_dir / name).is_file()
+        for name in ("preprocessor_config.json", "processor_config.json")
+    )
+    return ImageProcessor.from_folder(
+        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
+        checkpoint.model_dir if own else checkpoint.clip_dir,
+        aspect="pad" if checkpoint.spec.pad_to_square else None,
     )
 
 

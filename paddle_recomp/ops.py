@@ -94,7 +94,9 @@ def outlier_count(
 
     share = paddle.reciprocal(k.astype("float64"))
     reach = paddle.maximum(over_nearest(k_distance), distance)
-    density = paddle.reciprocal((reach * near).sum(axis=-1) * share + 1e-10)
+    # A tensor, because the exporter adds a Python number in float32, whatever the sum is in.
+    epsilon = paddle.full([1], 1e-10, dtype="float64")
+    density = paddle.reciprocal((reach * near).sum(axis=-1) * share + epsilon)
     factor = (over_nearest(density) * near).sum(axis=-1) * share * paddle.reciprocal(density)
 
     # A point alone has no neighbours, so it stands out from nothing.
@@ -118,7 +120,8 @@ def _sorted_median(value: Tensor, count: Tensor) -> Tensor:
     middle = [
         paddle.take_along_axis(value, i, axis=1, broadcast=False) for i in (lower, count // 2)
     ]
-    return (middle[0] + middle[1]) * 0.5
+    # A tensor, because the exporter multiplies by a Python number in float32.
+    return (middle[0] + middle[1]) * paddle.full([1], 0.5, dtype="float64")
 
 
 def descending_order(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import PARTS, Checkpoint
 from paddle_recomp.types import Answer, Timing
 
@@ -60,6 +61,29 @@ def answer_dict(image: Path, question: str, answer: Answer, warnings: list[str])
         },
         "warnings": warnings,
     }
+
+
+def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
+    """What a bundle holds."""
+    summary = {
+        "bundle": str(bundle.folder),
+        "precision": bundle.precision,
+        "method": bundle.config.method,
+        "patches": bundle.num_patches,
+        "chat_template": bundle.template,
+        "language_model": bundle.language_model.name,
+    }
+    sizes = {name: info.num_bytes for name, info in bundle.files.items()}
+    if as_json:
+        details = {"files": sizes, "compression": asdict(bundle.config)}
+        console.print_json(json.dumps({**summary, **details}))
+        return
+    for name, value in summary.items():
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+    table = Table("file", "MB", box=None, pad_edge=False)
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 1e6:.1f}")
+    console.print(table)
 
 
 def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) -> None:

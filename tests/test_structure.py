@@ -21,7 +21,8 @@ LAYERS: list[set[str]] = [
     {"explain", "reports", "loading"},
     {"runner"},
     {"encoder"},
-    {"llm", "backends.eager"},
+    {"llm", "backends.eager", "backends.onnx"},
+    {"bundle"},
     {"backends.devices", "weights", "model", "backends.base"},
     {"clip"},
     {"methods"},
@@ -91,13 +92,30 @@ def test_paddle_stays_in_its_rooms(path: Path) -> None:
             assert room(name.removeprefix("paddle_recomp.")) not in HEAVY_ROOMS
 
 
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_the_library_knows_nothing_of_the_tools_around_it(path: Path) -> None:
+    tools = {"export", "training", "benchmarks", "tests"}
+    assert not {name.split(".")[0] for name in imports(path)} & tools
+
+
 @pytest.mark.parametrize(
-    "module", ["runner", "encoder", "explain", "loading", "cli", "preprocess", "llm.generation"]
+    "module",
+    [
+        "runner",
+        "encoder",
+        "explain",
+        "loading",
+        "cli",
+        "preprocess",
+        "llm.generation",
+        "bundle",
+        "backends.onnx",
+    ],
 )
 def test_light_modules_do_not_load_paddle(module: str) -> None:
     code = (
         f"import sys, paddle_recomp.{module}; "
-        "print(sorted({'paddle', 'paddlenlp', 'torch', 'sklearn'} & set(sys.modules)))"
+        "print(sorted({'paddle', 'paddlenlp', 'torch', 'sklearn', 'onnx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,7 +6,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Graph = Literal["vision", "text", "compress"]
+from paddle_recomp.errors import FeatureError
+
+Graph = Literal["vision", "text", "compress", "encoder"]
+"""`encoder` is the other three in one, for a picture that is asked about once."""
 
 INPUTS: dict[Graph, tuple[str, ...]] = {
     "vision": ("pixel_values",),
@@ -19,18 +22,21 @@ INPUTS: dict[Graph, tuple[str, ...]] = {
         "text_embeds",
         "token_bounds",
     ),
+    "encoder": ("pixel_values", "question_ids", "token_bounds"),
 }
+_TOKENS = (
+    "visual_embeds",
+    "token_count",
+    "token_index",
+    "token_stage",
+    "token_owner",
+    "token_centre",
+)
 OUTPUTS: dict[Graph, tuple[str, ...]] = {
     "vision": ("features", "keys", "visual_score", "patch_embeds"),
     "text": ("text_embeds",),
-    "compress": (
-        "visual_embeds",
-        "token_count",
-        "token_index",
-        "token_stage",
-        "token_owner",
-        "token_centre",
-    ),
+    "compress": _TOKENS,
+    "encoder": _TOKENS,
 }
 
 
@@ -40,3 +46,12 @@ class Backend(Protocol):
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays by the names in INPUTS -> arrays by the names in OUTPUTS."""
         ...
+
+
+def check_finite(arrays: dict[str, np.ndarray]) -> None:
+    """Refuses what no comparison of scores could make sense of.
+
+    Raises: FeatureError naming the array that holds NaN or infinity."""
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise FeatureError(f"{name} holds NaN or infinity; the weights are broken")

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 
-from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.backends.base import OUTPUTS, Graph, check_finite
 from paddle_recomp.backends.devices import place
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.errors import FeatureError
 from paddle_recomp.model import VisualEncoder
-from paddle_recomp.types import Tensor, VisionFeatures
+from paddle_recomp.types import Compressed, Tensor, VisionFeatures
 from paddle_recomp.weights import load_part
 
 PARTS = ("vision_tower", "text_tower", "projector")
@@ -49,10 +48,7 @@ class EagerBackend:
         with paddle.no_grad():
             outputs = getattr(self, f"_{graph}")(**tensors)
         arrays = dict(zip(OUTPUTS[graph], (x.numpy() for x in outputs), strict=True))
-        if graph != "compress":
-            for name, value in arrays.items():
-                if not np.isfinite(value).all():
-                    raise FeatureError(f"{name} holds NaN or infinity; the weights are broken")
+        check_finite(arrays)
         return arrays
 
     def _vision(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -64,7 +60,13 @@ class EagerBackend:
     def _compress(
         self, text_embeds: Tensor, token_bounds: Tensor, **vision: Tensor
     ) -> tuple[Tensor, ...]:
-        visual_embeds, kept = self.encoder.compress(
-            VisionFeatures(**vision), text_embeds, token_bounds
-        )
-        return (visual_embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)
+        return _flat(*self.encoder.compress(VisionFeatures(**vision), text_embeds, token_bounds))
+
+    def _encoder(
+        self, pixel_values: Tensor, question_ids: Tensor, token_bounds: Tensor
+    ) -> tuple[Tensor, ...]:
+        return _flat(*self.encoder(pixel_values, question_ids, token_bounds))
+
+
+def _flat(visual_embeds: Tensor, kept: Compressed) -> tuple[Tensor, ...]:
+    return (visual_embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)

@@ -24,13 +24,11 @@ def random(
 ) -> Compressed:
     """A choice that depends on `config.seed` alone. Shapes as in `recoverable`.
 
-    The generator is integer arithmetic in the graph, so that every backend draws the same."""
-    size = vision.visual_score.shape[1]
-    prime = 2**31 - 1
-    state = (paddle.arange(1, size + 1, dtype="int64") * 48271 + config.seed * 69621) % prime
-    for _ in range(4):
-        state = (state * state + 12345) % prime
-    return _keep_top(state.astype("float64").unsqueeze(0), vision, bounds, config)
+    The order is drawn when the graph is built, in whole numbers, so that every backend draws the
+    same; an exported graph holds it as a constant."""
+    ranks = _random_ranks(vision.visual_score.shape[1], config.seed)
+    score = paddle.to_tensor(ranks, dtype="float64").unsqueeze(0)
+    return _keep_top(score, vision, bounds, config)
 
 
 def uniform(
@@ -54,6 +52,15 @@ def _keep_top(
     count = paddle.minimum(paddle.maximum(found, bounds[:, 0]), bounds[:, 1])
     score = score + paddle.zeros_like(visual_score).astype(score.dtype)
     return assemble(vision.features, ops.top(score, everything, count), None, None)
+
+
+def _random_ranks(size: int, seed: int) -> list[int]:
+    """A number for each patch from a generator of our own: those of libraries change."""
+    prime = 2**31 - 1
+    states = [(patch * 48271 + seed * 69621) % prime for patch in range(1, size + 1)]
+    for _ in range(4):
+        states = [(state * state + 12345) % prime for state in states]
+    return states
 
 
 def _spread_ranks(size: int) -> list[int]:

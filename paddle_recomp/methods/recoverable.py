@@ -84,8 +84,9 @@ def _filter_counts(
             size - n_visual,
         )
     else:
-        lowest = text_score.min(axis=1, keepdim=True)
-        filled = paddle.where(kept_visual, lowest.expand_as(text_score), text_score)
+        # Adding, since `expand_as` asks the exported graph for a batch of -1.
+        lowest = text_score.min(axis=1, keepdim=True) + paddle.zeros_like(text_score)
+        filled = paddle.where(kept_visual, lowest, text_score)
         text_outliers, text_total = outliers(filled, everything, config.neighbours), n_patches
     n_text = scaled(size - n_visual, text_outliers, text_total.clip(min=1))
     kept_text = ops.top(text_score, remainder, n_text)

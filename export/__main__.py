@@ -1,0 +1,128 @@
+"""The command `python -m export`: a bundle from a checkpoint, and the proof that nothing was
+lost on the way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from paddle_recomp.cli import (
+    ClipOption,
+    MethodOption,
+    PresetOption,
+    SwitchOption,
+    config_from_options,
+    quiet_paddle,
+    run_app,
+    warnings_as_lines,
+)
+from paddle_recomp.errors import ConfigError, MissingDependencyError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="A checkpoint folder, or `demo`: the embedded model.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def export_bundle(
+    context: typer.Context,
+    model: ModelOption = "demo",
+    output: Annotated[Path | None, typer.Option("--out", help="The bundle's folder.")] = None,
+    clip: ClipOption = None,
+    preset_name: PresetOption = None,
+    method: MethodOption = None,
+    switches: SwitchOption = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32.")] = "fp32",
+) -> None:
+    """Write the bundle of a checkpoint: graphs for ONNX Runtime, with all that runs them."""
+    if context.invoked_subcommand is not None:
+        return
+    if output is None:
+        raise ConfigError("name the folder to write (--out DIR)")
+    config = config_from_options(preset_name, method, switches)
+    with _tools_required(), quiet_paddle(), warnings_as_lines():
+        from export.build import STEPS, export
+
+        with _progress(len(STEPS)) as on_step:
+            bundle = export(model, output, clip, config, precision, on_step)
+    size = sum(info.num_bytes for info in bundle.files.values())
+    typer.echo(f"{output}: {len(bundle.files)} files, {size / 1e6:.1f} MB, {bundle.precision}")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    model: ModelOption = "demo",
+    clip: ClipOption = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--images", help="A folder of pictures to compare on.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--json", help="Write the comparison into this file.")
+    ] = None,
+) -> None:
+    """Compare BUNDLE with its checkpoint, stage by stage and token by token."""
+    with _tools_required(), quiet_paddle(), warnings_as_lines():
+        from export.verify import print_table, verify_bundle, write_report
+
+        rows = verify_bundle(bundle, model, clip, pictures)
+        print_table(Console(highlight=False), rows)
+        if report is not None:
+            write_report(report, rows)
+    broken = [row for row in rows if not row.passed]
+    if broken:
+        typer.echo(f"{len(broken)} of {len(rows)} comparisons exceed their tolerance", err=True)
+        raise typer.Exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; an expected error is one line and exit code 2, a broken tolerance 1."""
+    return run_app(app, "export", arguments)
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Any]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("reading", total=steps)
+        heard = 0
+
+        def on_step(step: str) -> None:
+            nonlocal heard
+            bar.update(task, description=step, completed=heard)
+            heard += 1
+
+        yield on_step
+
+
+@contextmanager
+def _tools_required() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("paddle", "paddle2onnx", "onnx", "onnxruntime"):
+            raise
+        raise MissingDependencyError(
+            f"an export needs {error.name}, which is not installed: "
+            "pip install 'paddle-recomp[export]'"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

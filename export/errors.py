@@ -1,0 +1,11 @@
+"""What can go wrong between a checkpoint and a bundle."""
+
+from paddle_recomp.errors import RecompError
+
+
+class ExportError(RecompError, RuntimeError):
+    """A graph that could not be converted, or a bundle that could not be written."""
+
+
+class VerificationError(ExportError):
+    """A bundle that does not compute what its checkpoint does."""

@@ -1,0 +1,99 @@
+"""recomp.json: everything that a program must know to run a bundle without this library."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from export.convert import OPSET
+from export.shapes import dtype_of, shapes_of
+from paddle_recomp import __version__
+from paddle_recomp.backends.base import INPUTS, OUTPUTS
+from paddle_recomp.bundle import FORMAT, MANIFEST, checksum, seal
+from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.config import CompressionConfig
+from paddle_recomp.loading import image_processor, projector_checksum
+from paddle_recomp.preprocess import ClipTokenizer
+
+
+def describe(
+    checkpoint: Checkpoint, name: str, config: CompressionConfig, precision: str
+) -> dict[str, Any]:
+    """The fields of recomp.json that do not depend on the files."""
+    spec, processor = checkpoint.spec, image_processor(checkpoint)
+    tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
+    side = spec.vision.image_size // spec.vision.patch_size
+    return {
+        "format": FORMAT,
+        "made_by": {
+            "paddle_recomp": __version__,
+            **{key: metadata.version(key) for key in ("paddlepaddle", "paddle2onnx", "onnx")},
+            "opset": OPSET,
+        },
+        "precision": precision,
+        "compression": asdict(config),
+        "image": {
+            **asdict(processor),
+            "patch_size": spec.vision.patch_size,
+            "grid": [side, side],
+            "patches": spec.vision.num_patches,
+        },
+        "text": {
+            "positions": spec.text.max_positions,
+            "start_id": tokenizer.start_id,
+            "end_id": tokenizer.end_id,
+        },
+        "sizes": {
+            "vision_width": spec.vision.hidden_size,
+            "joint_width": spec.vision.projection_dim,
+            "language_width": spec.projector.out_features,
+            "max_tokens": spec.vision.num_patches,
+        },
+        "prompt": {"template": spec.chat_template},
+        "language_model": {"name": name, "projector_sha256": projector_checksum(checkpoint)},
+        "graphs": {
+            graph: {
+                "file": f"{graph}.onnx",
+                "inputs": [_tensor(key, checkpoint) for key in INPUTS[graph]],
+                "outputs": [_tensor(key, checkpoint) for key in OUTPUTS[graph]],
+            }
+            for graph in INPUTS
+        },
+    }
+
+
+def metadata_of(manifest: dict[str, Any], graph: str) -> dict[str, str]:
+    """What a graph's own file carries, for a reader that has nothing else."""
+    keys = ("made_by", "precision", "compression", "image", "text", "sizes")
+    return {
+        "recomp.format": str(manifest["format"]),
+        "recomp.graph": graph,
+        **{f"recomp.{key}": _dump(manifest[key]) for key in keys},
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes recomp.json with the size and checksum of every other file of the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": checksum(path),
+        }
+        for path in paths
+    }
+    sealed = {**manifest, "files": files}
+    sealed["seal"] = seal(sealed)
+    text = json.dumps(sealed, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _tensor(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype_of(name), "shape": shapes_of(checkpoint.spec)[name]}
+
+
+def _dump(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

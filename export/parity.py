@@ -1,0 +1,89 @@
+"""Whether an exported graph computes what it was exported from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+from export.shapes import dtype_of, shapes_of
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
+from paddle_recomp.checkpoint import ModelSpec
+
+TOLERANCE = 1e-4
+"""Largest difference of a float output, relative to the largest value of the array."""
+BATCH = 4
+
+
+def sample_inputs(graph: Graph, spec: ModelSpec, batch: int = BATCH) -> dict[str, np.ndarray]:
+    """Noise, the same each time, in which a few patches stand out and each image has another
+    budget: what the filter finds, a cap, an exact number, everything."""
+    rng, shapes, size = np.random.default_rng(0), shapes_of(spec), spec.vision.num_patches
+    arrays: dict[str, np.ndarray] = {}
+    for name in INPUTS[graph]:
+        shape = [batch, *(int(side) for side in shapes[name][1:])]
+        arrays[name] = rng.normal(size=shape).astype(dtype_of(name))
+    if "question_ids" in arrays:
+        ids = rng.integers(0, spec.text.vocab_size, size=arrays["question_ids"].shape)
+        ids[:, -1] = spec.text.eos_token_id
+        arrays["question_ids"] = ids
+    if "visual_score" in arrays:
+        score = np.exp(2 * arrays["visual_score"])
+        arrays["visual_score"] = score / score.sum(axis=1, keepdims=True)
+    if "token_bounds" in arrays:
+        eighth, quarter = max(size // 8, 1), max(size // 4, 1)
+        budgets = [(1, size), (1, eighth), (quarter, quarter), (size, size)]
+        arrays["token_bounds"] = np.array([budgets[i % 4] for i in range(batch)], dtype=np.int64)
+    return arrays
+
+
+def compare_with_layer(graph: Graph, layer: Any, spec: ModelSpec, path: str | Path) -> None:
+    """Runs the Paddle layer and the written graph on the same inputs.
+
+    Raises: ExportError when they differ."""
+    import paddle
+
+    inputs = sample_inputs(graph, spec)
+    with paddle.no_grad():
+        values = layer(**{name: paddle.to_tensor(value) for name, value in inputs.items()})
+    expected = {name: x.numpy() for name, x in zip(OUTPUTS[graph], values, strict=False)}
+    compare(graph, expected, run(path, graph, inputs))
+
+
+def run(path: str | Path, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of a graph file in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = OUTPUTS[graph]
+    return dict(zip(names, session.run(list(names), inputs), strict=True))
+
+
+def compare(graph: Graph, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+    """Raises: ExportError naming the first output that differs, and by how much."""
+    for name, value in expected.items():
+        other = found[name]
+        if value.shape != other.shape or value.dtype != other.dtype:
+            raise ExportError(
+                f"{graph}: {name} is {other.dtype} {list(other.shape)} in ONNX Runtime and "
+                f"{value.dtype} {list(value.shape)} in Paddle"
+            )
+        difference = relative_difference(value, other)
+        limit = TOLERANCE if value.dtype.kind == "f" else 0.0
+        if not difference <= limit:
+            raise ExportError(
+                f"{graph}: {name} differs by {difference:.2g} of its largest value between Paddle "
+                f"and ONNX Runtime; allowed is {limit:g}"
+            )
+
+
+def relative_difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference, as a share of the largest value."""
+    if not expected.size:
+        return 0.0
+    scale = max(float(np.abs(expected).max()), 1e-12)
+    return float(np.abs(expected.astype("float64") - found).max()) / scale

@@ -1,0 +1,197 @@
+"""Whether a bundle computes what its checkpoint does: stage by stage, and token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from export.errors import VerificationError
+from export.parity import relative_difference
+from export.samples import load_pictures, load_questions
+from export.shapes import TRACED
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend
+from paddle_recomp.backends.eager import EagerBackend
+from paddle_recomp.backends.onnx import OnnxBackend
+from paddle_recomp.bundle import open_bundle
+from paddle_recomp.config import TokenBudget
+from paddle_recomp.loading import find_checkpoint, image_processor, projector_checksum
+from paddle_recomp.preprocess import ClipTokenizer
+
+BATCHES = (1, 3, 8)
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision may cost."""
+
+    difference: float
+    """Of a float, relative to the largest value of its array."""
+    agreement: float
+    """Share of the choices that must be the same when they follow from its own features; from
+    the same features all must be, in every precision."""
+
+
+TOLERANCES = {"fp32": Tolerance(difference=1e-4, agreement=0.99)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
+
+    batch: int
+    stage: str
+    """The graph, and whether it ran on the checkpoint's own outputs or on its own."""
+    name: str
+    measure: str
+    """`difference`, where less is better, or `agreement`, where more is."""
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit is kept; NaN never is."""
+        if self.measure == "difference":
+            return self.value <= self.limit
+        return self.value >= self.limit
+
+
+def verify_bundle(
+    folder: Path, model: str | Path, clip: str | Path | None = None, images: Path | None = None
+) -> list[Row]:
+    """Runs both on the same pictures and questions, each image with another budget.
+
+    Raises: BundleError, CheckpointError, VerificationError when the bundle is of another
+    checkpoint altogether; FeatureError when one of them gives no numbers."""
+    bundle, checkpoint = open_bundle(folder), find_checkpoint(model, clip)
+    bundle.verify()
+    if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
+        raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
+    eager, onnx = EagerBackend(checkpoint, bundle.config), OnnxBackend(bundle)
+    prepare = [image_processor(checkpoint), bundle.image_processor]
+    tokenizers = [ClipTokenizer.from_folder(d) for d in (checkpoint.clip_dir, bundle.clip_dir)]
+    length = checkpoint.spec.text.max_positions
+    rows = []
+    for batch in BATCHES:
+        pictures, questions = load_pictures(images, batch), load_questions(batch)
+        pixels, other_pixels = (processor(pictures) for processor in prepare)
+        ids, other_ids = (tokenizer.encode(questions, length)[0] for tokenizer in tokenizers)
+        rows.append(_difference(batch, "inputs", "pixel_values", pixels, other_pixels, 0.0))
+        rows.append(_agreement(batch, "inputs", "question_ids", ids, other_ids, 1.0))
+        inputs: Arrays = {
+            "pixel_values": pixels,
+            "question_ids": ids,
+            "token_bounds": budgets(batch, bundle.num_patches),
+        }
+        rows.extend(compare_backends(eager, onnx, inputs, bundle.precision))
+    return rows
+
+
+def compare_backends(
+    reference: Backend, other: Backend, inputs: Arrays, precision: str
+) -> Iterator[Row]:
+    """Each graph by itself on the reference's inputs, then the fused one on its own."""
+    batch, limits = len(inputs["pixel_values"]), TOLERANCES[precision]
+    towers: Arrays = {}
+    for graph in TRACED[:-1]:
+        given = {name: inputs[name] for name in INPUTS[graph]}
+        expected, found = reference.run(graph, given), other.run(graph, given)
+        for name in expected:
+            yield _difference(batch, graph, name, expected[name], found[name], limits.difference)
+        towers |= expected
+
+    given = {**towers, "token_bounds": inputs["token_bounds"]}
+    expected, found = reference.run("compress", given), other.run("compress", given)
+    yield from _compare_tokens(batch, "compress", expected, found, 1.0, limits.difference)
+
+    fused = other.run("encoder", inputs)
+    yield from _compare_tokens(
+        batch, "encoder", expected, fused, limits.agreement, limits.difference
+    )
+
+
+def budgets(batch: int, size: int) -> np.ndarray:
+    """Bounds [B, 2]: what the filter finds, a cap, an exact number, everything, and so on."""
+    choices = [
+        TokenBudget(),
+        TokenBudget(max_tokens=max(size // 8, 1)),
+        TokenBudget(tokens=max(size // 4, 1)),
+        TokenBudget(full=True),
+    ]
+    bounds = [choices[i % len(choices)].bounds(size) for i in range(batch)]
+    return np.array(bounds, dtype=np.int64)
+
+
+def _compare_tokens(
+    batch: int, stage: str, expected: Arrays, found: Arrays, agreement: float, difference: float
+) -> Iterator[Row]:
+    for name in OUTPUTS["compress"]:
+        if name != "visual_embeds":
+            yield _agreement(batch, stage, name, expected[name], found[name], agreement)
+    # Embeddings can be compared where the choices that they follow from are the same.
+    width = min(array["token_index"].shape[1] for array in (expected, found))
+    same = expected["token_count"] == found["token_count"]
+    for name in ("token_index", "token_stage", "token_centre"):
+        same = same & (expected[name][:, :width] == found[name][:, :width]).all(axis=1)
+    ours, theirs = (array["visual_embeds"][same, :width] for array in (expected, found))
+    row = _difference(batch, stage, "visual_embeds", ours, theirs, difference)
+    yield row if same.any() else replace(row, value=float("inf"))
+
+
+def _difference(
+    batch: int, stage: str, name: str, expected: np.ndarray, found: np.ndarray, limit: float
+) -> Row:
+    value = relative_difference(expected, found) if expected.shape == found.shape else np.inf
+    return Row(batch, stage, name, "difference", float(value), limit)
+
+
+def _agreement(
+    batch: int,
+    stage: str,
+    name: str,
+    expected: np.ndarray,
+    found: np.ndarray,
+    limit: float,
+) -> Row:
+    """The share of equal numbers; where one batch is padded further than the other, the padding
+    that only one has counts as different."""
+    size = max(expected.size, found.size)
+    if expected.ndim == 2:
+        width = min(expected.shape[1], found.shape[1])
+        expected, found = expected[:, :width], found[:, :width]
+    equal = int((expected == found).sum()) if expected.shape == found.shape else 0
+    return Row(batch, stage, name, "agreement", equal / max(size, 1), limit)
+
+
+def print_table(console: Console, rows: list[Row]) -> None:
+    """Every comparison, one a line."""
+    table = Table("batch", "graph", "output", "measure", "value", "limit", "", box=None)
+    for row in rows:
+        table.add_row(
+            str(row.batch),
+            row.stage,
+            row.name,
+            row.measure,
+            f"{row.value:.2e}" if row.measure == "difference" else f"{row.value:.4f}",
+            f"{row.limit:g}",
+            "ok" if row.passed else "FAILED",
+        )
+    console.print(table)
+
+
+def write_report(path: Path, rows: list[Row]) -> None:
+    """All comparisons as JSON. Raises: VerificationError when the file cannot be written."""
+    content = {
+        "passed": all(row.passed for row in rows),
+        "rows": [{**asdict(row), "passed": row.passed} for row in rows],
+    }
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VerificationError(f"{path} cannot be written: {error.strerror or error}") from error

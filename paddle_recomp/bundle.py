@@ -1,0 +1,261 @@
+"""A bundle: what `python -m export` writes and everything else runs. No paddle here.
+
+recomp.json is read first: it says what the graphs are and what every other file must hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
+from paddle_recomp.config import CompressionConfig
+from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
+from paddle_recomp.preprocess import ImageProcessor
+
+MANIFEST = "recomp.json"
+FORMAT = 1
+"""The version of the layout; a reader refuses a newer one."""
+PRECISIONS = ("fp32",)
+"""What this version can run."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """A graph with what it takes and gives."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a file must be."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LanguageModelSource:
+    """The checkpoint whose language model answers. Its weights are not in the bundle."""
+
+    name: str
+    """`demo`, or the name that the folder had; never its path, which is another machine's."""
+    projector_sha256: str
+    """Of its projector, by which a checkpoint is recognised: no two fine-tunes share one."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Made by `open_bundle`, which has read recomp.json and found every file;
+    a file's checksum is compared when its path is asked for, so that only what is used is read."""
+
+    folder: Path
+    precision: str
+    config: CompressionConfig
+    image_processor: ImageProcessor
+    num_patches: int
+    question_positions: int
+    template: str
+    graphs: Mapping[Graph, GraphInfo]
+    files: Mapping[str, FileInfo]
+    language_model: LanguageModelSource
+
+    @property
+    def clip_dir(self) -> Path:
+        """CLIP's tokenizer."""
+        return self.folder / "clip"
+
+    @property
+    def llm_dir(self) -> Path:
+        """The language model's tokenizer."""
+        return self.folder / "llm"
+
+    def verified(self, name: str) -> Path:
+        """The path of a file whose content is what recomp.json says.
+
+        Raises: BundleNotFoundError when it is not there; BundleError when it was changed."""
+        path, expected = self.folder / name, self.files.get(name)
+        if expected is None:
+            raise BundleError(f"{self.folder / MANIFEST} lists no file {name}")
+        found = checksum(path)
+        if found != expected.sha256:
+            raise BundleError(
+                f"{path} was changed: its sha256 is {found[:12]}…, but {MANIFEST} says "
+                f"{expected.sha256[:12]}…"
+            )
+        return path
+
+    def verify(self, prefix: str = "") -> None:
+        """Compares every file, or those below `prefix`. Raises: as `verified`."""
+        for name in self.files:
+            if name.startswith(prefix):
+                self.verified(name)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Reads recomp.json and looks for every file that it lists.
+
+    Raises: BundleNotFoundError for the folder or a file that is not there; BundleError for a
+    newer format, a precision that cannot be run here, or anything else that is not as it should
+    be."""
+    path = folder / MANIFEST
+    manifest = _read(path)
+    version = _field(path, manifest, "format", int)
+    if version > FORMAT:
+        raise BundleError(
+            f"{path} has format {version}; this version of paddle_recomp reads up to {FORMAT}: "
+            "update it, or export again"
+        )
+    if manifest.get("seal") != seal(manifest):
+        raise BundleError(f"{path} was changed after its export: its own checksum does not fit")
+    precision = _field(path, manifest, "precision", str)
+    if precision not in PRECISIONS:
+        raise BundleError(
+            f"{path}: precision {precision!r} cannot be run here; can be: {', '.join(PRECISIONS)}"
+        )
+    image, text = (_field(path, manifest, key, dict) for key in ("image", "text"))
+    source = _field(path, manifest, "language_model", dict)
+    files = _files(path, _field(path, manifest, "files", dict))
+    return Bundle(
+        folder=folder,
+        precision=precision,
+        config=_config(path, _field(path, manifest, "compression", dict)),
+        image_processor=_image_processor(path, image),
+        num_patches=_field(path, image, "patches", int),
+        question_positions=_field(path, text, "positions", int),
+        template=_field(path, _field(path, manifest, "prompt", dict), "template", str),
+        graphs=_graphs(path, _field(path, manifest, "graphs", dict), files),
+        files=files,
+        language_model=LanguageModelSource(
+            _field(path, source, "name", str), _field(path, source, "projector_sha256", str)
+        ),
+    )
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a file.
+
+    Raises: BundleNotFoundError, BundleError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+    except FileNotFoundError:
+        raise BundleNotFoundError(f"there is no {path}, which the bundle needs") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """The checksum of all other fields of recomp.json, which it carries in its field `seal`."""
+    fields = {key: value for key, value in manifest.items() if key != "seal"}
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuses a file name that leads out of the folder.
+
+    Raises: BundleError."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+        raise BundleError(f"{path} names the file {name!r}, which is not inside the bundle")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleNotFoundError(f"there is no {path}: not a bundle") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def _field(path: Path, fields: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
+    value = fields.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BundleError(f"{path}: {key} is {value!r}; expected a value of type {kind.__name__}")
+    return value
+
+
+def _config(path: Path, fields: Mapping[str, Any]) -> CompressionConfig:
+    missing = asdict(CompressionConfig()).keys() - fields.keys()
+    if missing:
+        raise BundleError(f"{path}: compression has no {', '.join(sorted(missing))}")
+    try:
+        return CompressionConfig().with_options(**fields)
+    except ConfigError as error:
+        raise BundleError(f"{path}: compression: {error}") from error
+
+
+def _image_processor(path: Path, fields: Mapping[str, Any]) -> ImageProcessor:
+    mean, std = (_field(path, fields, key, list) for key in ("mean", "std"))
+    numbers = [*mean, *std, fields.get("rescale")]
+    if len(mean) != 3 or len(std) != 3 or not all(isinstance(n, (int, float)) for n in numbers):
+        raise BundleError(f"{path}: image.mean, image.std and image.rescale must be numbers")
+    aspect = fields.get("aspect")
+    if aspect not in ("crop", "pad"):
+        raise BundleError(f"{path}: image.aspect is {aspect!r}; expected crop or pad")
+    return ImageProcessor(
+        size=_field(path, fields, "size", int),
+        crop=_field(path, fields, "crop", int),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        aspect=aspect,
+        rescale=fields["rescale"],
+    )
+
+
+def _files(path: Path, fields: Mapping[str, Any]) -> dict[str, FileInfo]:
+    files = {}
+    for name, about in fields.items():
+        check_name(path, name)
+        if not isinstance(about, dict):
+            raise BundleError(f"{path}: files.{name} is {about!r}; expected an object")
+        expected = FileInfo(_field(path, about, "bytes", int), _field(path, about, "sha256", str))
+        target = path.parent / name
+        if not target.is_file():
+            raise BundleNotFoundError(f"there is no {target}, which {MANIFEST} lists")
+        size = target.stat().st_size
+        if size != expected.num_bytes:
+            raise BundleError(
+                f"{target} was changed: it has {size} bytes, but {MANIFEST} says "
+                f"{expected.num_bytes}"
+            )
+        files[name] = expected
+    return files
+
+
+def _graphs(
+    path: Path, fields: Mapping[str, Any], files: Mapping[str, FileInfo]
+) -> dict[Graph, GraphInfo]:
+    graphs: dict[Graph, GraphInfo] = {}
+    for name in INPUTS:
+        about = _field(path, fields, name, dict)
+        file = _field(path, about, "file", str)
+        if file not in files:
+            raise BundleError(f"{path}: the graph {name} is in {file!r}, which is not listed")
+        found: dict[str, tuple[str, ...]] = {}
+        for side, expected in (("inputs", INPUTS[name]), ("outputs", OUTPUTS[name])):
+            entries = _field(path, about, side, list)
+            found[side] = tuple(str(e.get("name")) for e in entries if isinstance(e, dict))
+            if found[side] != expected:
+                raise BundleError(
+                    f"{path}: the {side} of {name} are {', '.join(found[side])}; "
+                    f"expected {', '.join(expected)}"
+                )
+        graphs[name] = GraphInfo(file, found["inputs"], found["outputs"])
+    return graphs

@@ -1,0 +1,74 @@
+"""Bundles, exported once: of the embedded demo, and of a model that transformers has run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.build import export
+from paddle_recomp.bundle import MANIFEST, Bundle, seal
+from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.loading import demo_folder, find_checkpoint
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export("demo", tmp_path_factory.mktemp("demo") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The golden model has weights only; what prepares its inputs is lent by the demo."""
+    folder = tmp_path_factory.mktemp("golden")
+    for part, source in (("llava", "llava"), ("clip", "clip")):
+        shutil.copytree(GOLDEN / source, folder / part)
+        for path in (demo_folder() / part).glob("*.json"):
+            if not (folder / part / path.name).exists():
+                shutil.copyfile(path, folder / part / path.name)
+    processor = folder / "llava" / "preprocessor_config.json"
+    fields = json.loads(processor.read_text())
+    fields["crop_size"] = {"height": 112, "width": 112}
+    fields["size"] = {"shortest_edge": 112}
+    processor.write_text(json.dumps(fields))
+    return find_checkpoint(folder / "llava", folder / "clip")
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(
+    golden_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    folder = tmp_path_factory.mktemp("golden_bundle") / "bundle"
+    return export(golden_checkpoint.model_dir, folder, golden_checkpoint.clip_dir)
+
+
+@pytest.fixture
+def copy(demo_bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the demo's bundle to damage."""
+    return Path(shutil.copytree(demo_bundle.folder, tmp_path / "copy"))
+
+
+def edit(folder: Path, *, sealed: bool = True, **fields: object) -> None:
+    """Changes fields of recomp.json, by default with a seal that fits."""
+    path = folder / MANIFEST
+    manifest = {**json.loads(path.read_text()), **fields}
+    if sealed:
+        manifest["seal"] = seal(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A picture of noise with a bright square."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 60, size=(240, 320, 3), dtype=np.uint8)
+    pixels[40:90, 60:110] = (250, 20, 20)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    return path

@@ -1,0 +1,194 @@
+"""Reading a bundle: every damage is one clear error that names the file and the reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
+from paddle_recomp.cli import main
+from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.demo import demo_pictures
+from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
+from paddle_recomp.loading import find, find_checkpoint, load, load_encoder
+
+from .conftest import edit
+
+QUESTION = "what digit is red?"
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def change_byte(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+
+
+def rename_listed(folder: Path, name: str) -> None:
+    files = manifest(folder)["files"]
+    files[name] = files.pop("text.onnx")
+    edit(folder, files=files)
+
+
+def without(folder: Path, part: str, key: str) -> None:
+    fields = manifest(folder)[part]
+    del fields[key]
+    edit(folder, **{part: fields})
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a changed byte": (lambda f: change_byte(f, "vision.onnx"), r"vision\.onnx was changed"),
+    "a cut file": (lambda f: (f / "text.onnx").write_bytes(b"x"), r"text\.onnx was changed"),
+    "a missing file": (lambda f: (f / "compress.onnx").unlink(), r"compress\.onnx"),
+    "a changed tokenizer": (lambda f: change_byte(f, "clip/tokenizer.json"), r"tokenizer\.json"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "not a bundle"),
+    "no JSON": (lambda f: (f / MANIFEST).write_text("{"), "not readable JSON"),
+    "a list": (lambda f: (f / MANIFEST).write_text("[]"), "expected an object"),
+    "a newer format": (lambda f: edit(f, format=FORMAT + 1), rf"format {FORMAT + 1}.*{FORMAT}"),
+    "no format": (lambda f: edit(f, format=None), "format"),
+    "another precision": (lambda f: edit(f, precision="int3"), r"int3.*fp32"),
+    "an edited number": (lambda f: edit(f, sealed=False, precision="fp16"), "changed after"),
+    "a way out": (lambda f: rename_listed(f, "../text.onnx"), r"\.\./text\.onnx"),
+    "a way in": (lambda f: rename_listed(f, "clip/../../text.onnx"), "not inside"),
+    "an absolute name": (lambda f: rename_listed(f, "/etc/passwd"), "/etc/passwd"),
+    "another drive": (lambda f: rename_listed(f, "C:\\x"), "not inside"),
+    "an unlisted graph": (lambda f: rename_listed(f, "recomp.json"), r"recomp\.json|listed"),
+    "a missing switch": (lambda f: without(f, "compression", "members"), "members"),
+    "a missing mean": (lambda f: without(f, "image", "mean"), "mean"),
+    "a missing graph": (lambda f: without(f, "graphs", "encoder"), "encoder"),
+    "an unknown switch": (
+        lambda f: edit(f, compression={**manifest(f)["compression"], "colour": 1}),
+        "colour",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_bundle_is_one_clear_error(
+    name: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, says = DAMAGES[name]
+    damage(copy)
+    with pytest.raises(BundleError, match=says) as raised:
+        open_bundle(copy).verify()
+    assert "\n" not in str(raised.value)
+    if (copy / MANIFEST).is_file():
+        assert main(["info", str(copy)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_not_found_is_also_file_not_found(copy: Path, tmp_path: Path) -> None:
+    for error in (BundleNotFoundError, FileNotFoundError):
+        with pytest.raises(error):
+            open_bundle(tmp_path / "nothing")
+    (copy / "text.onnx").unlink()
+    with pytest.raises(BundleNotFoundError, match=r"text\.onnx"):
+        open_bundle(copy)
+
+
+def test_a_folder_is_known_by_what_is_in_it(demo_bundle: Bundle) -> None:
+    assert isinstance(find(demo_bundle.folder), Bundle)
+    assert not isinstance(find("demo"), Bundle)
+
+
+def test_the_configuration_of_a_bundle_is_fixed(demo_bundle: Bundle) -> None:
+    load_encoder(demo_bundle, CompressionConfig())
+    with pytest.raises(ConfigError, match=r"members=32.*9"):
+        load_encoder(demo_bundle, CompressionConfig(members=9))
+
+
+def test_the_language_model_has_to_be_the_right_one(
+    golden_bundle: Bundle, demo_bundle: Bundle, copy: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"'llava'.*--llm"):
+        load(golden_bundle.folder)
+    edit(copy, language_model={"name": "demo", "projector_sha256": "0" * 64})
+    with pytest.raises(BundleError, match="another checkpoint"):
+        load(copy)
+    with pytest.raises(ConfigError, match="its own language model"):
+        load("demo", llm=demo_bundle.folder)
+
+
+def test_a_bundle_answers_as_its_checkpoint_does(demo_bundle: Bundle, picture: Path) -> None:
+    bundle, eager = load(demo_bundle.folder), load("demo")
+    for budget in (TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)):
+        for question in (QUESTION, "where is the circle?"):
+            found = bundle.ask(picture, question, budget, max_new_tokens=4)
+            expected = eager.ask(picture, question, budget, max_new_tokens=4)
+            assert found.token_ids == expected.token_ids
+            assert found.stage_counts == expected.stage_counts
+
+
+def test_the_demos_questions_get_the_same_answers(demo_bundle: Bundle) -> None:
+    bundle, eager = load(demo_bundle.folder), load("demo")
+    asked = [question for questions in demo_pictures().values() for question in questions]
+    questions = [item.question for item in asked]
+    for budget in (TokenBudget(), TokenBudget(tokens=32)):
+        answers = []
+        for vlm in (bundle, eager):
+            seen = {path: vlm.see(path) for path in demo_pictures()}
+            answers.append(vlm.ask_batch([seen[item.picture] for item in asked], questions, budget))
+        found, expected = ([answer.text for answer in some] for some in answers)
+        assert found == expected
+
+
+def test_the_light_install_runs_a_bundle(
+    demo_bundle: Bundle, picture: Path, tmp_path: Path
+) -> None:
+    """paddle is hidden from the process; the language model is not asked."""
+    hide = (
+        "import sys, importlib.abc\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in ('paddle', 'paddlenlp', 'onnx'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from paddle_recomp.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+
+    def recomp(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", hide, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    model = ("--model", str(demo_bundle.folder))
+    overlay = tmp_path / "overlay.png"
+    done = recomp("explain", str(picture), QUESTION, *model, "--output", str(overlay))
+    assert done.returncode == 0, done.stderr
+    assert overlay.is_file()
+    assert recomp("info", str(demo_bundle.folder)).returncode == 0
+    asked = recomp("ask", str(picture), QUESTION, *model)
+    assert asked.returncode == 2
+    assert "paddle-recomp[paddle]" in asked.stderr
+
+
+def test_without_onnxruntime_the_extra_is_named(demo_bundle: Bundle, picture: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from paddle_recomp.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "explain", str(picture), QUESTION, "--model"]
+    done = subprocess.run(
+        [*command, str(demo_bundle.folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "paddle-recomp[onnx]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_device_names_the_provider(
+    demo_bundle: Bundle, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["explain", str(picture), QUESTION, "--model", str(demo_bundle.folder)]
+    assert main([*arguments, "--device", "tpu"]) == 2
+    assert "installed: cpu" in capsys.readouterr().err
+    assert find_checkpoint("demo").spec.vision.num_patches == demo_bundle.num_patches

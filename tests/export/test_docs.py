@@ -1,0 +1,48 @@
+"""The program of docs/onnx.md, exactly as it stands there, where only its imports exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from paddle_recomp.bundle import Bundle
+from paddle_recomp.config import TokenBudget
+from paddle_recomp.loading import find_checkpoint, load_encoder
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
+QUESTION = "What color is the Circle?"
+
+HIDE = """
+import sys, importlib.abc
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ("paddle", "paddlenlp", "paddle_recomp", "export", "onnx"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def program() -> str:
+    (text,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    return str(text)
+
+
+def test_it_is_short() -> None:
+    assert len(program().splitlines()) <= 21, "20, and the empty one behind the imports"
+
+
+def test_it_gives_what_the_runner_gives(demo_bundle: Bundle, picture: Path, tmp_path: Path) -> None:
+    output = tmp_path / "visual_embeds.npy"
+    command = [sys.executable, "-I", "-c", HIDE + program(), str(demo_bundle.folder)]
+    subprocess.run([*command, str(picture), QUESTION, str(output)], check=True, cwd=tmp_path)
+    found = np.load(output)
+    for model in (demo_bundle, find_checkpoint("demo")):
+        encoder = load_encoder(model)
+        (prompt,) = encoder.compress(encoder.see([picture]), [QUESTION], TokenBudget())
+        expected = prompt.compressed.tokens
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -1,0 +1,223 @@
+"""What an export leaves behind: a whole bundle, the same each time, or what was there before."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from export import build, convert, writing
+from export.__main__ import main
+from export.build import export
+from export.errors import ExportError
+from export.writing import replaced_folder
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
+from paddle_recomp.errors import CheckpointNotFoundError, ConfigError
+
+ROOT = Path(__file__).parents[2]
+GRAPHS: tuple[Graph, ...] = ("vision", "text", "compress", "encoder")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_same_input_gives_the_same_bytes(demo_bundle: Bundle, tmp_path: Path) -> None:
+    again = export("demo", tmp_path / "elsewhere" / "again")
+    assert content(again.folder) == content(demo_bundle.folder)
+    text = (again.folder / MANIFEST).read_text()
+    assert str(tmp_path) not in text
+    assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graphs_are_valid_and_say_what_they_are(graph: Graph, demo_bundle: Bundle) -> None:
+    model = onnx.load(demo_bundle.folder / f"{graph}.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {o.domain: o.version for o in model.opset_import}[""] >= 17
+    assert tuple(value.name for value in model.graph.input) == INPUTS[graph]
+    assert tuple(value.name for value in model.graph.output) == OUTPUTS[graph]
+    for value in (*model.graph.input, *model.graph.output):
+        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        assert dims[0] == "batch"
+        assert all(dims)
+    metadata = {item.key: item.value for item in model.metadata_props}
+    manifest = json.loads((demo_bundle.folder / MANIFEST).read_text())
+    assert metadata["recomp.graph"] == graph
+    for key in ("image", "text", "sizes", "compression", "made_by"):
+        assert json.loads(metadata[f"recomp.{key}"]) == manifest[key]
+    assert metadata["recomp.precision"] == "fp32"
+    shapes = {
+        entry["name"]: entry["shape"]
+        for side in ("inputs", "outputs")
+        for entry in manifest["graphs"][graph][side]
+    }
+    assert shapes[OUTPUTS[graph][0]][0] == "batch"
+
+
+def test_attention_is_fused_and_noise_is_gone(demo_bundle: Bundle) -> None:
+    vision = onnx.load(demo_bundle.folder / "vision.onnx")
+    kinds = [node.op_type for node in vision.graph.node]
+    assert kinds.count("MultiHeadAttention") == 5, "one for each layer of the demo's tower"
+    assert kinds.count("Softmax") == 1, "the class token's attention, which scores the patches"
+    assert not {"Identity", "Constant"} & set(kinds)
+    weights = {item.name for item in vision.graph.initializer}
+    assert "vision_tower.encoder.layers.0.self_attn.q_proj.weight" in weights
+
+
+def test_a_killed_conversion_names_its_graph_and_leaves_the_old_bundle(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(copy)
+    original = convert.command
+
+    def dies(job: convert.Job) -> list[str]:
+        if job.graph != "text":
+            return original(job)
+        code = f"import os; open({job.output!r}, 'wb').write(b'half'); os.abort()"
+        return [sys.executable, "-c", code]
+
+    monkeypatch.setattr(convert, "command", dies)
+    with pytest.raises(ExportError, match=r"'text'.*SIGABRT"):
+        export("demo", copy)
+    assert content(copy) == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("pass", "wrote nothing"),
+        ("import sys; sys.exit(convert._FAILED + 'No space left on device')", "No space left"),
+        ("import sys; sys.exit(255)", "code 255"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "out of memory"),
+    ],
+)
+def test_a_failed_conversion_says_why(
+    code: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"from export import convert; {code}"
+    monkeypatch.setattr(convert, "command", lambda job: [sys.executable, "-c", code])
+    with pytest.raises(ExportError, match=rf"'vision'.*{says}"):
+        export("demo", tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def fill_disk(folder: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_the_old_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(copy)
+    monkeypatch.setattr(build, "convert", lambda job: None)
+    monkeypatch.setattr(build, "fuse", lambda *arguments: None)
+    monkeypatch.setattr(build, "write_manifest", lambda folder, manifest: fill_disk(folder))
+    with pytest.raises(ExportError, match="No space left"):
+        export("demo", copy)
+    assert content(copy) == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_kill_in_the_middle_leaves_the_old_bundle(copy: Path) -> None:
+    """SIGKILL, which no handler sees, as soon as the new folder is there; the next export clears
+    away what was left."""
+    before = content(copy)
+    command = [sys.executable, "-m", "export", "--out", str(copy)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    partial = copy.with_name(f".{copy.name}.partial-{process.pid}")
+    while not partial.exists():
+        assert process.poll() is None, "the export ended before it began"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert content(copy) == before
+    open_bundle(copy).verify()
+    assert partial.exists()
+    with replaced_folder(copy) as folder:
+        assert not partial.exists()
+        (folder / MANIFEST).write_text("the next")
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["renameat2", "two renames"])
+def test_a_folder_is_replaced(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(writing, "_renameat2", lambda first, second: False)
+    target = tmp_path / "bundle"
+    for text in ("first", "second"):
+        with replaced_folder(target) as folder:
+            (folder / MANIFEST).write_text(text)
+        assert content(target) == {MANIFEST: text.encode()}
+        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("…")
+    (tmp_path / "file").write_text("…")
+    for name in ("letters", "file"):
+        with pytest.raises(ExportError, match=f"{name} exists and is not a bundle"):
+            export("demo", tmp_path / name)
+    with pytest.raises(ExportError, match="cannot be written"):
+        export("demo", tmp_path / "file" / "inside")
+    assert (tmp_path / "letters" / "dear.txt").is_file()
+
+
+def test_bad_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
+    refused: list[tuple[type[Exception], Callable[[], object]]] = [
+        (ConfigError, lambda: export("demo", tmp_path / "x", precision="int3")),
+        (CheckpointNotFoundError, lambda: export(tmp_path / "nothing", tmp_path / "x")),
+    ]
+    for error, call in refused:
+        with pytest.raises(error):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--out"),
+        (["--out", "{tmp}/x", "--precision", "int3"], "fp32"),
+        (["--out", "{tmp}/x", "--method", "magic"], "recoverable"),
+        (["--out", "{tmp}/x", "--set", "members=many"], "members"),
+        (["--out", "{tmp}/x", "--model", "{tmp}/nothing"], "nothing"),
+        (["verify", "{tmp}/nothing"], "not a bundle"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([text.format(tmp=tmp_path) for text in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert says in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_early(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
+    shutil.copytree(golden / "llava", tmp_path / "llava")
+    with pytest.raises(CheckpointNotFoundError, match="tokenizer"):
+        export(tmp_path / "llava", tmp_path / "x", golden / "clip")
+    assert not (tmp_path / "x").exists()

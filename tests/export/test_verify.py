@@ -1,0 +1,112 @@
+"""The verification passes for a bundle that is right, and fails for one weight that is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.__main__ import main
+from export.errors import VerificationError
+from export.verify import Row, verify_bundle
+from paddle_recomp.bundle import MANIFEST, Bundle, checksum
+from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.errors import FeatureError, ImageNotFoundError
+
+from .conftest import edit
+
+
+def flip(folder: Path, graph: str, weight: str) -> None:
+    """Changes the sign of eight numbers of one weight, where it lies in the file; checksums and
+    seal are made to fit, so that only the numbers can tell."""
+    path = folder / f"{graph}.onnx"
+    (tensor,) = (item for item in onnx.load(path).graph.initializer if item.name == weight)
+    data, raw = bytearray(path.read_bytes()), tensor.raw_data
+    assert data.count(raw) == 1
+    start = data.index(raw)
+    for place in range(start + 3, start + 32, 4):
+        data[place] ^= 0x80
+    path.write_bytes(data)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    files[path.name]["sha256"] = checksum(path)
+    edit(folder, files=files)
+
+
+def test_a_right_bundle_passes(
+    demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    assert main(["verify", str(demo_bundle.folder), "--model", "demo", "--json", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert "FAILED" not in out
+    content = json.loads(report.read_text())
+    assert content["passed"]
+    seen = {(row["batch"], row["stage"], row["name"]) for row in content["rows"]}
+    for batch in (1, 3, 8):
+        for name in ("features", "keys", "visual_score", "patch_embeds"):
+            assert (batch, "vision", name) in seen
+        assert (batch, "text", "text_embeds") in seen
+        for stage in ("compress", "encoder"):
+            for name in ("count", "index", "stage", "owner", "centre"):
+                assert (batch, stage, f"token_{name}") in seen
+            assert (batch, stage, "visual_embeds") in seen
+    assert all(np.isfinite(row["value"]) for row in content["rows"])
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight", "name"),
+    [
+        ("vision", "vision_tower.encoder.layers.1.mlp.fc1.weight", "features"),
+        ("vision", "vision_tower.encoder.layers.4.self_attn.k_proj.weight", "keys"),
+        ("vision", "vision_tower.visual_projection.weight", "patch_embeds"),
+        ("text", "text_tower.encoder.layers.0.self_attn.v_proj.weight", "text_embeds"),
+        ("compress", "projector.linear_1.weight", "visual_embeds"),
+        ("encoder", "projector.linear_2.weight", "visual_embeds"),
+    ],
+)
+def test_a_flipped_weight_fails(
+    graph: str, weight: str, name: str, copy: Path, tmp_path: Path
+) -> None:
+    flip(copy, graph, weight)
+    broken = [row for row in verify_bundle(copy, "demo") if not row.passed]
+    assert (graph, name) in {(row.stage, row.name) for row in broken}
+    if graph == "vision":
+        report = tmp_path / "report.json"
+        assert main(["verify", str(copy), "--json", str(report)]) == 1
+        assert not json.loads(report.read_text())["passed"]
+
+
+def test_another_checkpoint_is_refused(demo_bundle: Bundle, golden_checkpoint: Checkpoint) -> None:
+    with pytest.raises(VerificationError, match="not exported from"):
+        verify_bundle(demo_bundle.folder, golden_checkpoint.model_dir, golden_checkpoint.clip_dir)
+
+
+def test_a_bundle_without_numbers_fails(copy: Path) -> None:
+    path = copy / "text.onnx"
+    model = onnx.load(path)
+    for item in model.graph.initializer:
+        if item.name == "text_tower.text_projection.weight":
+            item.raw_data = np.full(list(item.dims), np.nan, np.float32).tobytes()
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    files = json.loads((copy / MANIFEST).read_text())["files"]
+    files[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    edit(copy, files=files)
+    with pytest.raises(FeatureError, match="text_embeds"):
+        verify_bundle(copy, "demo")
+
+
+def test_nan_never_passes() -> None:
+    for measure in ("difference", "agreement"):
+        assert not Row(1, "vision", "features", measure, float("nan"), 0.5).passed
+
+
+def test_pictures_come_from_a_folder(demo_bundle: Bundle, picture: Path, tmp_path: Path) -> None:
+    rows = verify_bundle(demo_bundle.folder, "demo", images=picture.parent)
+    assert all(row.passed for row in rows)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ImageNotFoundError, match="empty"):
+        verify_bundle(demo_bundle.folder, "demo", images=empty)
