@@ -28,7 +28,7 @@ BY_KIND_COLOR = (
     "many things, and one {k} is {c}", "which one? the {c} {k}",
     "the {k} is {c}, not another color", "what a {c} {k}", "look at the {k}: it is {c}",
     "a {k} is {c}?", "every {k} is {c} here", "this {k} is {c}",
-    "of what there is, one {k} is {c}", "the {k} is {c}", "{k} is {c}?",
+    "of what there is, one {k} is {c}", "the {k} is {c}", "{c}, this {k}",
     "we see what {k} it is: the {c} one",
 )  # fmt: skip
 BY_NAME = (
@@ -38,8 +38,8 @@ BY_NAME = (
     "the {n} has a color", "is the {n} in the picture? yes, the {n}", "the place of the {n}",
     "the {k} {n}", "a {k}, it is the {n}", "what we call a {n}",
     "this color is the one of the {n}", "a {n} of whatever color", "in some place is the {n}",
-    "how to draw a {n}", "many things and a {n}", "any color is the {n}", "it is the {n}",
-    "is the {n}?", "color is the {n}", "there it is, the {n}", "here and there is the {n}",
+    "how to draw a {n}", "many things and a {n}", "any color, but the {n}", "it is the {n}",
+    "the {n} is where?", "the {n}, in color", "there it is, the {n}", "here and there is the {n}",
 )  # fmt: skip
 BY_NAME_COLOR = (
     "a {c} {n}", "the {c} {n}", "{c} {n}", "the {n} is {c}", "a {n} whose color is {c}",
