@@ -96,10 +96,16 @@ def load_samples(
 
 
 def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) -> list[Arrays]:
-    """What a tower in memory gives, feed by feed."""
+    """What a tower in memory gives, feed by feed.
+
+    Raises: ExportError when it does not run on them, as with a tokenizer of another vocabulary."""
     names = list(OUTPUTS[graph])
-    session = _session(model)
-    return [dict(zip(names, session.run(names, feed), strict=True)) for feed in feeds]
+    try:
+        session = _session(model)
+        return [dict(zip(names, session.run(names, feed), strict=True)) for feed in feeds]
+    except Exception as error:  # The runtime has an exception class for each status.
+        reason = " ".join(str(error).split())
+        raise ExportError(f"the graph {graph!r} does not run on the samples: {reason}") from error
 
 
 def ranges_of(
