@@ -41,7 +41,27 @@ def export_bundle(
     preset_name: PresetOption = None,
     method: MethodOption = None,
     switches: SwitchOption = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or int8.")] = "fp32",
+    kind: Annotated[
+        str | None, typer.Option("--quantization", help="Of int8: dynamic (default) or static.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", help="Of static: minmax (default), entropy, percentile."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--calibrate", help="A folder of pictures for int8.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="A file of questions for int8, one a line.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target-cosine", help="What int8 must keep; default 0.999.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Measure what each layer costs in int8; JSON goes here."),
+    ] = None,
 ) -> None:
     """Write the bundle of a checkpoint: graphs for ONNX Runtime, with all that runs them."""
     if context.invoked_subcommand is not None:
@@ -50,10 +70,29 @@ def export_bundle(
         raise ConfigError("name the folder to write (--out DIR)")
     config = config_from_options(preset_name, method, switches)
     with _tools_required(), quiet_paddle(), warnings_as_lines():
+        from export.accuracy import Outcome, print_ranking, write_ranking
         from export.build import STEPS, export
+        from export.calibration import Quantisation
 
-        with _progress(len(STEPS)) as on_step:
-            bundle = export(model, output, clip, config, precision, on_step)
+        given: dict[str, Any] = {
+            "kind": kind,
+            "method": calibration,
+            "pictures": pictures,
+            "questions": questions,
+            "target_cosine": target,
+        }
+        chosen = {key: value for key, value in given.items() if value is not None}
+        quantisation = Quantisation(**chosen) if chosen or precision == "int8" else None
+        if report is not None and precision != "int8":
+            raise ConfigError("--report needs --precision int8")
+        outcomes: list[Outcome] = []
+        heard = None if report is None else outcomes.append
+        with _progress(len(STEPS.get(precision, ()))) as on_step:
+            bundle = export(model, output, clip, config, precision, on_step, quantisation, heard)
+        for outcome in outcomes:
+            print_ranking(Console(highlight=False), outcome)
+        if report is not None:
+            write_ranking(report, outcomes[0])
     size = sum(info.num_bytes for info in bundle.files.values())
     typer.echo(f"{output}: {len(bundle.files)} files, {size / 1e6:.1f} MB, {bundle.precision}")
 

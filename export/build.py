@@ -7,22 +7,27 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from export.accuracy import Outcome, describe_outcome, quantise_towers
+from export.calibration import Quantisation, load_samples
 from export.convert import Job, convert
 from export.errors import ExportError
 from export.fuse import fuse
-from export.manifest import describe, metadata_of, write_manifest
+from export.manifest import describe, describe_quantisation, metadata_of, write_manifest
 from export.shapes import TRACED
 from export.writing import replaced_folder
 from paddle_recomp.bundle import PRECISIONS, Bundle, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.loading import DEMO, find_checkpoint
+from paddle_recomp.loading import DEMO, find_checkpoint, image_processor
 from paddle_recomp.methods import get_method
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 
-STEPS = (*TRACED, "encoder", "files")
-"""What `on_step` hears, in order."""
+STEPS = {
+    "fp32": (*TRACED, "encoder", "files"),
+    "int8": ("samples", *TRACED, "int8", "encoder", "files"),
+}
+"""What `on_step` hears, in order, by precision."""
 
 SMALL_FILES = {
     "clip": (
@@ -55,20 +60,30 @@ def export(
     config: CompressionConfig | None = None,
     precision: str = "fp32",
     on_step: Callable[[str], None] = lambda step: None,
+    quantisation: Quantisation | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> Bundle:
-    """Writes the bundle of a checkpoint, all of it or nothing, and opens it.
+    """Writes the bundle of a checkpoint, all of it or nothing, and opens it. `quantisation` is for
+    precision int8; `on_outcome` hears what it cost, which is then measured for each layer.
 
-    Raises: ExportError, ConfigError, CheckpointError."""
+    Raises: ExportError, ConfigError, CheckpointError; ImageError for what is calibrated on."""
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if quantisation is not None and precision != "int8":
+        raise ConfigError(f"precision {precision!r} is not quantised; choose int8")
     config = config or CompressionConfig()
     get_method(config.method)
     checkpoint = find_checkpoint(model, clip)
     # Whatever the small files lack is found before the minutes of work, not after.
-    ClipTokenizer.from_folder(checkpoint.clip_dir)
+    tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
     LanguageTokenizer.from_folder(checkpoint.model_dir)
     name = DEMO if str(model) == DEMO else checkpoint.model_dir.resolve().name
     manifest = describe(checkpoint, name, config, precision)
+    if precision == "int8":
+        on_step("samples")
+        wanted, positions = quantisation or Quantisation(), checkpoint.spec.text.max_positions
+        samples = load_samples(wanted, image_processor(checkpoint), tokenizer, positions)
+        manifest["quantisation"] = describe_quantisation(wanted, samples)
 
     with replaced_folder(output) as folder:
         for graph in TRACED:
@@ -83,12 +98,18 @@ def export(
                     output=str(folder / f"{graph}.onnx"),
                 )
             )
+        if precision == "int8":
+            on_step("int8")
+            outcome = quantise_towers(folder, wanted, samples, on_outcome is not None)
+            manifest["quantised"] = describe_outcome(outcome)
         on_step("encoder")
         fuse(folder, checkpoint.spec, metadata_of(manifest, "encoder"))
         on_step("files")
         copy_small_files(checkpoint, folder)
         write_manifest(folder, manifest)
         open_bundle(folder)
+    if on_outcome is not None and precision == "int8":
+        on_outcome(outcome)
     return open_bundle(output)
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from export.calibration import Quantisation, Samples
 from export.convert import OPSET
 from export.shapes import dtype_of, shapes_of
 from paddle_recomp import __version__
@@ -65,13 +66,25 @@ def describe(
     }
 
 
+def describe_quantisation(wanted: Quantisation, samples: Samples) -> dict[str, Any]:
+    """How and on what the towers were quantised. No paths: they are another machine's."""
+    return {
+        "kind": wanted.kind,
+        "activations": "uint8",
+        "weights": "int8 per channel",
+        "calibration": wanted.method if wanted.kind == "static" else None,
+        "target_cosine": wanted.target_cosine,
+        **samples.description,
+    }
+
+
 def metadata_of(manifest: dict[str, Any], graph: str) -> dict[str, str]:
     """What a graph's own file carries, for a reader that has nothing else."""
-    keys = ("made_by", "precision", "compression", "image", "text", "sizes")
+    keys = ("made_by", "precision", "quantisation", "compression", "image", "text", "sizes")
     return {
         "recomp.format": str(manifest["format"]),
         "recomp.graph": graph,
-        **{f"recomp.{key}": _dump(manifest[key]) for key in keys},
+        **{f"recomp.{key}": _dump(manifest[key]) for key in keys if key in manifest},
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from importlib import resources
 from pathlib import Path
 
 from PIL import Image
 
-from paddle_recomp.errors import ImageNotFoundError, MissingDependencyError
+from paddle_recomp.errors import ConfigError, ImageNotFoundError, MissingDependencyError
 from paddle_recomp.preprocess import load_image
 
 QUESTIONS = (
@@ -22,6 +23,8 @@ QUESTIONS = (
     "what is in the background?",
 )
 
+MOST_PICTURES = 32
+"""That are calibrated on: the float outputs of all of them are held in memory."""
 _PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "coins")
 """Pictures that scikit-image has in its package, without a download."""
 
@@ -31,11 +34,7 @@ def load_pictures(folder: Path | None, count: int) -> list[Image.Image]:
     Where there are fewer than `count`, they come again.
 
     Raises: ImageNotFoundError when the folder has none; ImageError; MissingDependencyError."""
-    if folder is None:
-        shipped = Path(str(resources.files("paddle_recomp"))) / "assets" / "pictures"
-        pictures = _from_folder(shipped) or _photos()
-    else:
-        pictures = _from_folder(folder)
+    pictures = _from_folder(_shipped()) or _photos() if folder is None else _from_folder(folder)
     if not pictures:
         raise ImageNotFoundError(f"there is no picture in {folder}")
     return [pictures[i % len(pictures)] for i in range(count)]
@@ -43,19 +42,59 @@ def load_pictures(folder: Path | None, count: int) -> list[Image.Image]:
 
 def load_questions(count: int) -> list[str]:
     """Different questions; of the demo's own where they are there."""
-    scenes = Path(str(resources.files("paddle_recomp"))) / "assets" / "pictures" / "scenes.json"
-    own: list[str] = []
-    if scenes.is_file():
-        content = json.loads(scenes.read_text(encoding="utf-8"))
-        own = [asked["question"] for scene in content for asked in scene["questions"]]
-    questions = list(dict.fromkeys([*own[: count // 2], *QUESTIONS]))
+    questions = list(dict.fromkeys([*_own_questions()[: count // 2], *QUESTIONS]))
     return [questions[i % len(questions)] for i in range(count)]
 
 
-def _from_folder(folder: Path) -> list[Image.Image]:
+def calibration_pictures(folder: Path | None) -> list[Image.Image]:
+    """Up to 32 pictures of a folder; by default the shipped ones, with those of scikit-image where
+    it is installed: the demo's scenes alone say little about photographs.
+
+    Raises: ImageNotFoundError when there is none; ImageError."""
+    if folder is None:
+        pictures = _from_folder(_shipped())
+        with contextlib.suppress(MissingDependencyError):
+            pictures += _photos()
+    else:
+        pictures = _from_folder(folder, MOST_PICTURES)
+    if not pictures:
+        raise ImageNotFoundError(f"there is no picture in {folder or _shipped()}")
+    return pictures
+
+
+def calibration_questions(path: Path | None) -> list[str]:
+    """Different questions, one a line of a file; by default the shipped ones and QUESTIONS.
+
+    Raises: ConfigError when the file cannot be read or has none."""
+    if path is None:
+        return list(dict.fromkeys([*_own_questions(), *QUESTIONS]))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{path} cannot be read: {reason}") from error
+    questions = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not questions:
+        raise ConfigError(f"there is no question in {path}")
+    return questions
+
+
+def _shipped() -> Path:
+    return Path(str(resources.files("paddle_recomp"))) / "assets" / "pictures"
+
+
+def _own_questions() -> list[str]:
+    scenes = _shipped() / "scenes.json"
+    if not scenes.is_file():
+        return []
+    content = json.loads(scenes.read_text(encoding="utf-8"))
+    return [asked["question"] for scene in content for asked in scene["questions"]]
+
+
+def _from_folder(folder: Path, most: int = 16) -> list[Image.Image]:
     kinds = (".png", ".jpg", ".jpeg", ".webp")
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds)
-    return [load_image(path) for path in paths[:16]]
+    return [load_image(path) for path in paths[:most]]
 
 
 def _photos() -> list[Image.Image]:

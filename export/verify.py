@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.errors import VerificationError
-from export.parity import relative_difference
+from export.parity import mean_cosine, relative_difference
 from export.samples import load_pictures, load_questions
 from export.shapes import TRACED
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend
@@ -24,6 +24,9 @@ from paddle_recomp.loading import find_checkpoint, image_processor, projector_ch
 from paddle_recomp.preprocess import ClipTokenizer
 
 BATCHES = (1, 3, 8)
+_SCATTER = 0.2
+"""More than three times what the overlap of single pictures scatters around its mean."""
+FORMATS = {"difference": ".2e", "cosine": ".6f"}
 Arrays = dict[str, np.ndarray]
 
 
@@ -36,9 +39,17 @@ class Tolerance:
     agreement: float
     """Share of the choices that must be the same when they follow from its own features; from
     the same features all must be, in every precision."""
+    cosine: float | None = None
+    """Mean of the vectors that INT8 computes, in place of their difference."""
+    overlap: float | None = None
+    """Mean intersection over union of the tokens kept, in place of their agreement; the mean of
+    a batch may fall short of it by _SCATTER / √batch."""
 
 
-TOLERANCES = {"fp32": Tolerance(difference=1e-4, agreement=0.99)}
+TOLERANCES = {
+    "fp32": Tolerance(difference=1e-4, agreement=0.99),
+    "int8": Tolerance(difference=1e-4, agreement=0.99, cosine=0.998, overlap=0.9),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Row:
     """The graph, and whether it ran on the checkpoint's own outputs or on its own."""
     name: str
     measure: str
-    """`difference`, where less is better, or `agreement`, where more is."""
+    """`difference`, where less is better, or `agreement`, `cosine` or `overlap`, where more is."""
     value: float
     limit: float
 
@@ -103,7 +114,7 @@ def compare_backends(
         given = {name: inputs[name] for name in INPUTS[graph]}
         expected, found = reference.run(graph, given), other.run(graph, given)
         for name in expected:
-            yield _difference(batch, graph, name, expected[name], found[name], limits.difference)
+            yield _compare_floats(batch, graph, name, expected[name], found[name], limits)
         towers |= expected
 
     given = {**towers, "token_bounds": inputs["token_bounds"]}
@@ -111,6 +122,12 @@ def compare_backends(
     yield from _compare_tokens(batch, "compress", expected, found, 1.0, limits.difference)
 
     fused = other.run("encoder", inputs)
+    if limits.cosine is not None and limits.overlap is not None:
+        overlap, cosine = compare_kept(expected, fused)
+        least = round(limits.overlap - _SCATTER / batch**0.5, 3)
+        yield Row(batch, "encoder", "token_index", "overlap", overlap, least)
+        yield Row(batch, "encoder", "visual_embeds", "cosine", cosine, limits.cosine)
+        return
     yield from _compare_tokens(
         batch, "encoder", expected, fused, limits.agreement, limits.difference
     )
@@ -126,6 +143,40 @@ def budgets(batch: int, size: int) -> np.ndarray:
     ]
     bounds = [choices[i % len(choices)].bounds(size) for i in range(batch)]
     return np.array(bounds, dtype=np.int64)
+
+
+def compare_kept(expected: Arrays, found: Arrays) -> tuple[float, float]:
+    """Mean overlap of the patches that each image keeps as they are, and mean cosine of the
+    embeddings of those that both keep; 0 where that is none."""
+    overlaps, ours, theirs = [], [], []
+    for image in range(len(expected["token_count"])):
+        first, second = (_kept(array, image) for array in (expected, found))
+        both = sorted(first.keys() & second.keys())
+        overlaps.append(len(both) / max(len(first.keys() | second.keys()), 1))
+        ours += [expected["visual_embeds"][image, first[patch]] for patch in both]
+        theirs += [found["visual_embeds"][image, second[patch]] for patch in both]
+    cosine = mean_cosine(np.stack(ours), np.stack(theirs)) if ours else 0.0
+    return float(np.mean(overlaps)), cosine
+
+
+def _kept(arrays: Arrays, image: int) -> dict[int, int]:
+    """Patch -> row, of the tokens that are one patch: stage 0 for its look, 1 for the question."""
+    rows = np.flatnonzero(np.isin(arrays["token_stage"][image], (0, 1)))
+    return {int(arrays["token_index"][image, row]): int(row) for row in rows}
+
+
+def _compare_floats(
+    batch: int,
+    stage: str,
+    name: str,
+    expected: np.ndarray,
+    found: np.ndarray,
+    limits: Tolerance,
+) -> Row:
+    if limits.cosine is None:
+        return _difference(batch, stage, name, expected, found, limits.difference)
+    value = mean_cosine(expected, found) if expected.shape == found.shape else 0.0
+    return Row(batch, stage, name, "cosine", value, limits.cosine)
 
 
 def _compare_tokens(
@@ -178,7 +229,7 @@ def print_table(console: Console, rows: list[Row]) -> None:
             row.stage,
             row.name,
             row.measure,
-            f"{row.value:.2e}" if row.measure == "difference" else f"{row.value:.4f}",
+            format(row.value, FORMATS.get(row.measure, ".4f")),
             f"{row.limit:g}",
             "ok" if row.passed else "FAILED",
         )

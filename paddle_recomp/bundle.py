@@ -19,7 +19,7 @@ from paddle_recomp.preprocess import ImageProcessor
 MANIFEST = "recomp.json"
 FORMAT = 1
 """The version of the layout; a reader refuses a newer one."""
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 """What this version can run."""
 
 _T = TypeVar("_T")

@@ -1,0 +1,169 @@
+"""INT8 towers that keep their accuracy: what costs the most of it stays in float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+from export.calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
+from export.errors import ExportError
+from export.onnx_graph import OnnxGraph
+from export.optimise import check
+from export.parity import mean_cosine
+from export.quantise import layer_of, quantise, weight_nodes
+from export.writing import write_model
+from paddle_recomp.backends.base import OUTPUTS, Graph
+
+TOWERS: tuple[Graph, ...] = ("vision", "text")
+GUARDED = ("features", "keys", "patch_embeds", "text_embeds")
+"""Outputs whose cosine is held to the target."""
+
+_MOST_IN_FLOAT = 0.5
+"""Share of a tower's weights beyond which what is left is hardly INT8."""
+_RANKED_ON = 4
+"""Feeds: a ranking runs the tower once for every layer and feed."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one layer costs when it alone is INT8."""
+
+    graph: Graph
+    layer: str
+    cosine: float
+    """The lowest among the guarded outputs."""
+
+
+@dataclass
+class Outcome:
+    """What became of the towers."""
+
+    cosine: dict[str, float] = field(default_factory=dict)
+    """Mean over all vectors of an output, by its name."""
+    in_float: list[str] = field(default_factory=list)
+    """The weights that stayed in float to meet the target."""
+    ranking: list[Sensitivity] = field(default_factory=list)
+    """The costliest first; empty where none was needed or asked for."""
+
+
+def quantise_towers(
+    folder: Path, wanted: Quantisation, samples: Samples, ranked: bool = False
+) -> Outcome:
+    """Replaces vision.onnx and text.onnx by INT8 ones; `ranked` asks for the ranking in any case.
+
+    Raises: ExportError when the target cannot be met, saying what was reached."""
+    outcome = Outcome()
+    for name in TOWERS:
+        _quantise_tower(folder / f"{name}.onnx", name, wanted, samples, ranked, outcome)
+    return outcome
+
+
+def cosines(expected: Sequence[Arrays], found: Sequence[Arrays]) -> dict[str, float]:
+    """Mean cosine of the vectors along the last axis, of each guarded output."""
+    names = [name for name in expected[0] if name in GUARDED]
+    return {
+        name: float(
+            np.mean([mean_cosine(a[name], b[name]) for a, b in zip(expected, found, strict=True)])
+        )
+        for name in names
+    }
+
+
+def _quantise_tower(
+    path: Path,
+    name: Graph,
+    wanted: Quantisation,
+    samples: Samples,
+    ranked: bool,
+    outcome: Outcome,
+) -> None:
+    model, feeds = onnx.load(path), samples.feeds[name]
+    metadata = {item.key: item.value for item in model.metadata_props}
+    graph = OnnxGraph.read(model, OUTPUTS[name])
+    products, expected = weight_nodes(graph), outputs_of(model, name, feeds)
+    ranges = None
+    if wanted.kind == "static":
+        values = list(dict.fromkeys(node.input[0] for node in products.values()))
+        ranges = ranges_of(model, values, feeds, wanted.method)
+
+    def attempt(weights: Sequence[str]) -> onnx.ModelProto:
+        return quantise(graph, weights, ranges).model(metadata)
+
+    def measure(made: onnx.ModelProto, count: int | None = None) -> dict[str, float]:
+        return cosines(expected[:count], outputs_of(made, name, feeds[:count]))
+
+    layers: dict[str, list[str]] = {}
+    for weight in products:
+        layers.setdefault(layer_of(weight), []).append(weight)
+    chosen, made = list(products), attempt(list(products))
+    reached = measure(made)
+    ranking: list[Sensitivity] = []
+    if ranked or not _met(reached, wanted):
+        for layer, weights in layers.items():
+            cosine = min(measure(attempt(weights), _RANKED_ON).values())
+            ranking.append(Sensitivity(name, layer, cosine))
+        ranking.sort(key=lambda row: row.cosine)
+
+    size, left = sum(graph.constants[weight].size for weight in products), [*ranking]
+    while not _met(reached, wanted):
+        layer = left.pop(0).layer
+        chosen = [weight for weight in chosen if weight not in layers[layer]]
+        if sum(graph.constants[w].size for w in chosen) < (1 - _MOST_IN_FLOAT) * size:
+            kept = len(ranking) - len(left) - 1
+            raise ExportError(_unreachable(name, wanted, reached, kept, len(layers)))
+        made = attempt(chosen)
+        reached = measure(made)
+    check(made)
+    write_model(made, path)
+    outcome.cosine |= reached
+    outcome.in_float += [weight for weight in products if weight not in chosen]
+    outcome.ranking += ranking
+
+
+def _met(reached: Mapping[str, float], wanted: Quantisation) -> bool:
+    # Written so that NaN never meets it.
+    return all(value >= wanted.target_cosine for value in reached.values())
+
+
+def _unreachable(
+    name: Graph, wanted: Quantisation, reached: Mapping[str, float], kept: int, layers: int
+) -> str:
+    worst = min(reached, key=lambda key: reached[key])
+    return (
+        f"the graph {name!r} cannot be INT8 with a cosine of {wanted.target_cosine:g}: {worst} "
+        f"reaches {reached[worst]:.6f} with {kept} of its {layers} layers in float, and more would "
+        "leave less than half of its weights in INT8"
+    )
+
+
+def describe_outcome(outcome: Outcome) -> dict[str, Any]:
+    """For recomp.json; rounded, because the last digits differ between machines."""
+    cosine = {name: round(value, 6) for name, value in outcome.cosine.items()}
+    return {"cosine": cosine, "in_float": outcome.in_float}
+
+
+def print_ranking(console: Console, outcome: Outcome) -> None:
+    """What each layer costs by itself, one a line."""
+    table = Table("graph", "layer", "1 − cosine", "", box=None)
+    kept = {layer_of(weight) for weight in outcome.in_float}
+    for row in outcome.ranking:
+        state = "float" if row.layer in kept else ""
+        table.add_row(row.graph, row.layer, f"{1 - row.cosine:.1e}", state)
+    console.print(table)
+
+
+def write_ranking(path: Path, outcome: Outcome) -> None:
+    """The same as JSON, with what was reached. Raises: ExportError when it cannot be written."""
+    content = {**describe_outcome(outcome), "layers": [asdict(row) for row in outcome.ranking]}
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error

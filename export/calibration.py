@@ -1,0 +1,173 @@
+"""Pictures and questions that an INT8 export is calibrated and measured on, and the ranges of
+activations that follow from them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.errors import ExportError
+from export.samples import calibration_pictures, calibration_questions
+from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.errors import ConfigError, FeatureError
+from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
+
+KINDS = ("dynamic", "static")
+METHODS = ("minmax", "entropy", "percentile")
+TARGET_COSINE = 0.999
+
+_PERCENTILE = 99.999
+_BINS = {"entropy": (512, 256), "percentile": (2048, 256)}
+"""Of the histogram, and how many the entropy method merges them into: the levels of U8."""
+
+Arrays = dict[str, np.ndarray]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the towers become INT8."""
+
+    kind: str = "dynamic"
+    """`dynamic` measures the range of each activation while it runs, `static` before."""
+    method: str = "minmax"
+    """What a static range is: `minmax`, `entropy` or `percentile`."""
+    pictures: Path | None = None
+    """A folder; None: the shipped ones and, where it is installed, those of scikit-image."""
+    questions: Path | None = None
+    """A file with one a line; None: those of the shipped pictures."""
+    target_cosine: float = TARGET_COSINE
+    """Mean cosine to fp32 that every output keeps on these pictures and questions."""
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError."""
+        for name, value, known in (
+            ("quantisation", self.kind, KINDS),
+            ("calibration", self.method, METHODS),
+        ):
+            if value not in known:
+                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        if self.kind == "dynamic" and self.method != "minmax":
+            raise ConfigError(f"calibration {self.method!r} needs static quantisation")
+        if not 0 < self.target_cosine <= 1:
+            raise ConfigError(f"target cosine is {self.target_cosine}; expected above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the towers are fed, one picture or question at a time, and what it is known by."""
+
+    feeds: Mapping[Graph, Sequence[Arrays]]
+    """For vision pixel_values [1, 3, S, S] each, for text question_ids [1, L]."""
+    description: Mapping[str, Any]
+    """Counts and checksums, for recomp.json."""
+
+
+def load_samples(
+    wanted: Quantisation, processor: ImageProcessor, tokenizer: ClipTokenizer, positions: int
+) -> Samples:
+    """Reads pictures and questions.
+
+    Raises: ImageNotFoundError, ImageError, ConfigError when there are no questions."""
+    pictures = calibration_pictures(wanted.pictures)
+    questions = calibration_questions(wanted.questions)
+    seen, asked = hashlib.sha256(), hashlib.sha256("\n".join(questions).encode())
+    for picture in pictures:
+        seen.update(f"{picture.size}".encode() + picture.convert("RGB").tobytes())
+    ids, _ = tokenizer.encode(questions, positions)
+    return Samples(
+        feeds={
+            "vision": [{"pixel_values": processor([picture])} for picture in pictures],
+            "text": [{"question_ids": row[None]} for row in ids],
+        },
+        description={
+            "pictures": {"count": len(pictures), "sha256": seen.hexdigest()},
+            "questions": {"count": len(questions), "sha256": asked.hexdigest()},
+        },
+    )
+
+
+def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) -> list[Arrays]:
+    """What a tower in memory gives, feed by feed.
+
+    Raises: ExportError when it does not run on them, as with a tokenizer of another vocabulary."""
+    names = list(OUTPUTS[graph])
+    try:
+        session = _session(model)
+        return [dict(zip(names, session.run(names, feed), strict=True)) for feed in feeds]
+    except Exception as error:  # The runtime has an exception class for each status.
+        reason = " ".join(str(error).split())
+        raise ExportError(f"the graph {graph!r} does not run on the samples: {reason}") from error
+
+
+def ranges_of(
+    model: onnx.ModelProto, values: Sequence[str], feeds: Iterable[Arrays], method: str
+) -> dict[str, Range]:
+    """The lowest and highest number of each value that a scale has to reach; zero is in it.
+
+    Raises: FeatureError when a value is not finite; ExportError when a method finds no range."""
+    spied = onnx.ModelProto()
+    spied.CopyFrom(model)
+    known = {info.name for info in spied.graph.output}
+    spied.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in values if name not in known
+    )
+    session, limits = _session(spied), dict.fromkeys(values, (0.0, 0.0))
+    collector = None if method == "minmax" else _collector(method)
+    for feed in feeds:
+        # One feed at a time: all activations of a large tower for all pictures fit in no memory.
+        found = dict(zip(values, session.run(list(values), feed), strict=True))
+        for name, array in found.items():
+            low, high = float(array.min()), float(array.max())
+            if not np.isfinite([low, high]).all():
+                raise FeatureError(f"{name} holds NaN or infinity; the weights are broken")
+            limits[name] = (min(low, limits[name][0]), max(high, limits[name][1]))
+        if collector is not None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                collector.collect(found)
+    if collector is None:
+        return limits
+    with contextlib.redirect_stdout(io.StringIO()):
+        chosen = collector.compute_collection_result()
+    narrowed = {}
+    for name, (low, high) in limits.items():
+        narrowed[name] = (
+            min(max(float(chosen[name][0]), low), 0.0),
+            max(min(float(chosen[name][1]), high), 0.0),
+        )
+        if not np.isfinite(narrowed[name]).all():
+            raise ExportError(f"calibration {method!r} finds no range for {name}")
+    return narrowed
+
+
+def _collector(method: str) -> Any:
+    """The runtime's own histograms, which grow with each feed and keep no activations."""
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    bins, merged = _BINS[method]
+    return HistogramCollector(
+        method=method,
+        symmetric=False,
+        num_bins=bins,
+        num_quantized_bins=merged,
+        percentile=_PERCENTILE,
+        scenario="same",
+    )
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,257 @@
+"""INT8 bundles: smaller, close to fp32, the same each time, and refused where they are not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export import build
+from export.__main__ import main
+from export.build import export
+from export.calibration import Quantisation
+from export.convert import Job
+from export.verify import compare_kept, verify_bundle
+from export.writing import write_model
+from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
+from paddle_recomp.config import TokenBudget
+from paddle_recomp.demo import demo_pictures
+from paddle_recomp.loading import load_encoder
+
+from .conftest import edit
+from .test_export import content
+
+GUARDED = {"features", "keys", "patch_embeds", "text_embeds"}
+
+
+@contextmanager
+def graphs_of(bundle: Bundle) -> Iterator[None]:
+    """Lets an export take the float graphs of a bundle, which saves the conversions."""
+
+    def take(job: Job) -> None:
+        model = onnx.load(bundle.folder / f"{job.graph}.onnx")
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, dict(sorted(job.metadata.items())))
+        write_model(model, Path(job.output))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "convert", take)
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundles(demo_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder, made = tmp_path_factory.mktemp("int8"), {}
+    with graphs_of(demo_bundle):
+        for kind in ("dynamic", "static"):
+            wanted = Quantisation(kind=kind)
+            made[kind] = export("demo", folder / kind, precision="int8", quantisation=wanted)
+    return made
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def kinds(folder: Path, graph: str) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(folder / f"{graph}.onnx").graph.node)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_an_int8_bundle_is_small_close_and_says_what_it_is(
+    kind: str, bundles: dict[str, Bundle], demo_bundle: Bundle
+) -> None:
+    bundle = open_bundle(bundles[kind].folder)
+    assert bundle.precision == "int8"
+    for graph, share in (("vision", 0.4), ("text", 0.55), ("encoder", 0.5)):
+        size, before = (b.files[f"{graph}.onnx"].num_bytes for b in (bundle, demo_bundle))
+        assert size < share * before, graph
+    fields = manifest(bundle.folder)
+    assert fields["quantisation"]["kind"] == kind
+    assert fields["quantisation"]["calibration"] == {"dynamic": None, "static": "minmax"}[kind]
+    assert fields["quantisation"]["pictures"]["count"] >= 6
+    assert len(fields["quantisation"]["pictures"]["sha256"]) == 64
+    assert fields["quantised"]["cosine"].keys() == GUARDED
+    assert all(0.999 <= value <= 1 for value in fields["quantised"]["cosine"].values())
+    model = onnx.load(bundle.folder / "encoder.onnx")
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert metadata["recomp.precision"] == "int8"
+    assert json.loads(metadata["recomp.quantisation"]) == fields["quantisation"]
+
+    encoder = load_encoder(bundle)
+    picture = next(iter(demo_pictures()))
+    (prompt,) = encoder.compress(encoder.see([picture]), ["what is red?"], TokenBudget(tokens=16))
+    assert np.isfinite(prompt.compressed.tokens).all()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_only_products_with_a_weight_of_the_towers_are_int8(
+    kind: str, bundles: dict[str, Bundle], demo_bundle: Bundle
+) -> None:
+    folder = bundles[kind].folder
+    assert kinds(folder, "compress") == kinds(demo_bundle.folder, "compress")
+    for kept in ("Softmax", "LayerNormalization", "MultiHeadAttention", "Conv"):
+        found, before = kinds(folder, "vision")[kept], kinds(demo_bundle.folder, "vision")[kept]
+        assert found == before, kept
+    types = {
+        item.name: item.data_type for item in onnx.load(folder / "vision.onnx").graph.initializer
+    }
+    weights = [name for name in types if name.endswith(".weight.int8")]
+    assert len(weights) == 5 * 6 + 1
+    assert {types[name] for name in weights} == {onnx.TensorProto.INT8}
+    nodes = kinds(folder, "vision")
+    # Query, key and value share what they read, and so what it is rounded to.
+    if kind == "dynamic":
+        assert nodes["MatMulInteger"] == 31
+        assert nodes["DynamicQuantizeLinear"] == 21
+    else:
+        assert nodes["QuantizeLinear"] == 21
+        assert nodes["DequantizeLinear"] == 21 + 31
+
+
+def test_the_runtime_finds_its_integer_kernels(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    import onnxruntime
+
+    for kind, bundle in bundles.items():
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(tmp_path / f"{kind}.onnx")
+        path = str(bundle.folder / "vision.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        nodes = Counter(node.op_type for node in onnx.load(tmp_path / f"{kind}.onnx").graph.node)
+        assert nodes["MatMulIntegerToFloat"] + nodes["DynamicQuantizeMatMul"] == 31, kind
+
+
+def test_static_int8_is_repeatable(
+    bundles: dict[str, Bundle], demo_bundle: Bundle, tmp_path: Path
+) -> None:
+    wanted = Quantisation(kind="static")
+    with graphs_of(demo_bundle):
+        again = export("demo", tmp_path / "again", precision="int8", quantisation=wanted)
+    assert content(again.folder) == content(bundles["static"].folder)
+    assert str(tmp_path) not in (again.folder / MANIFEST).read_text()
+
+
+def test_dynamic_int8_is_the_default_and_repeatable(
+    bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This one converts by itself."""
+    report, out = tmp_path / "report.json", tmp_path / "again"
+    assert main(["--precision", "int8", "--out", str(out), "--report", str(report)]) == 0
+    assert content(out) == content(bundles["dynamic"].folder)
+    shown = capsys.readouterr().out
+    assert "layers.4.mlp.fc2" in shown
+    rows = json.loads(report.read_text())["layers"]
+    assert len(rows) == 5 * 4 + 1 + 2 * 4 + 1
+    for graph in ("vision", "text"):
+        values = [row["cosine"] for row in rows if row["graph"] == graph]
+        assert values == sorted(values)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_verification_passes(
+    kind: str, bundles: dict[str, Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(bundles[kind].folder), "--model", "demo"]) == 0
+    out = capsys.readouterr().out
+    assert "overlap" in out
+    assert "FAILED" not in out
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight", "name", "measure"),
+    [
+        ("vision", "layers.1.mlp.fc1.weight.int8", "features", "cosine"),
+        ("vision", "layers.2.mlp.fc2.weight.scale", "features", "cosine"),
+        ("text", "layers.0.self_attn.v_proj.weight.int8", "text_embeds", "cosine"),
+        ("compress", "projector.linear_1.weight", "visual_embeds", "difference"),
+        ("encoder", "projector.linear_2.weight", "visual_embeds", "cosine"),
+        ("encoder", "text_projection.weight.int8", "token_index", "overlap"),
+    ],
+)
+def test_a_corrupted_weight_fails(
+    graph: str,
+    weight: str,
+    name: str,
+    measure: str,
+    bundles: dict[str, Bundle],
+    tmp_path: Path,
+) -> None:
+    """The sign of half of its columns; checksums and seal are made to fit."""
+    folder = Path(shutil.copytree(bundles["dynamic"].folder, tmp_path / "copy"))
+    path = folder / f"{graph}.onnx"
+    model = onnx.load(path)
+    (tensor,) = (item for item in model.graph.initializer if item.name.endswith(weight))
+    values = numpy_helper.to_array(tensor).copy()
+    values[..., ::2] *= -1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    files = manifest(folder)["files"]
+    files[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    edit(folder, files=files)
+    broken = {(r.stage, r.name, r.measure) for r in verify_bundle(folder, "demo") if not r.passed}
+    assert (graph, name, measure) in broken
+
+
+def test_a_target_that_cannot_be_met_leaves_the_old_bundle(
+    copy: Path, demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(copy)
+    with graphs_of(demo_bundle):
+        assert main(["--precision", "int8", "--target-cosine", "1", "--out", str(copy)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert "'vision' cannot be INT8" in lines[0]
+    assert "reaches 0.9999" in lines[0]
+    assert content(copy) == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_overlap_counts_patches_and_compares_those_of_both() -> None:
+    def kept(index: list[int], stage: list[int], embeds: list[list[float]]) -> dict[str, Any]:
+        return {
+            "token_count": np.array([len(index)]),
+            "token_index": np.array([index]),
+            "token_stage": np.array([stage]),
+            "visual_embeds": np.array([embeds]),
+        }
+
+    first = kept([4, 7, -1], [0, 1, 3], [[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    second = kept([7, 9, 11, -1], [0, 0, 0, -1], [[0.0, 2.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    assert compare_kept(first, first) == (1.0, 1.0)
+    assert compare_kept(first, second) == (0.25, 1.0)
+    assert compare_kept(first, kept([1], [0], [[1.0, 0.0]])) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--precision", "int8", "--quantization", "magic"], "dynamic, static"),
+        (["--precision", "int8", "--quantization", "static", "--calibration", "x"], "entropy"),
+        (["--precision", "int8", "--calibration", "entropy"], "needs static"),
+        (["--precision", "int8", "--target-cosine", "1.5"], "1.5"),
+        (["--precision", "int8", "--target-cosine", "nan"], "nan"),
+        (["--precision", "int8", "--calibrate", "{tmp}/none"], "no picture"),
+        (["--precision", "int8", "--questions", "{tmp}/none"], "cannot be read"),
+        (["--quantization", "static"], "int8"),
+        (["--report", "{tmp}/report.json"], "int8"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [text.format(tmp=tmp_path) for text in arguments]
+    assert main(["--out", str(tmp_path / "x"), *given]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert says in lines[0]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,126 @@
+"""The parts of an INT8 export: samples, ranges, weights, and what stays in float."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.accuracy import quantise_towers
+from export.calibration import METHODS, Quantisation, Samples, load_samples, outputs_of, ranges_of
+from export.errors import ExportError
+from export.onnx_graph import OnnxGraph
+from export.quantise import layer_of, quantise, weight_nodes
+from paddle_recomp.backends.base import OUTPUTS
+from paddle_recomp.bundle import Bundle
+from paddle_recomp.errors import ConfigError, FeatureError, ImageNotFoundError
+from paddle_recomp.loading import find_checkpoint, image_processor
+from paddle_recomp.preprocess import ClipTokenizer
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return samples_for(Quantisation())
+
+
+def samples_for(wanted: Quantisation) -> Samples:
+    checkpoint = find_checkpoint("demo")
+    tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
+    positions = checkpoint.spec.text.max_positions
+    return load_samples(wanted, image_processor(checkpoint), tokenizer, positions)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_the_costliest_layers_stay_in_float_until_the_target_is_met(
+    kind: str, copy: Path, samples: Samples
+) -> None:
+    plain = quantise_towers(copy_of(copy, "plain"), Quantisation(kind=kind), samples)
+    assert not plain.in_float
+    assert not plain.ranking
+    target = (1 + min(plain.cosine.values())) / 2
+    folder = copy_of(copy, "strict")
+    outcome = quantise_towers(folder, Quantisation(kind=kind, target_cosine=target), samples)
+    assert min(outcome.cosine.values()) >= target
+    costly = {row.layer for row in outcome.ranking if row.graph == "vision"}
+    assert {layer_of(weight) for weight in outcome.in_float} & costly
+    names = {
+        item.name
+        for graph in ("vision", "text")
+        for item in onnx.load(folder / f"{graph}.onnx").graph.initializer
+    }
+    for weight in outcome.in_float:
+        assert weight in names
+        assert f"{weight}.int8" not in names
+
+
+def copy_of(folder: Path, name: str) -> Path:
+    return Path(shutil.copytree(folder, folder.with_name(name)))
+
+
+def test_ranges_hold_what_was_seen(demo_bundle: Bundle, samples: Samples) -> None:
+    model = onnx.load(demo_bundle.folder / "text.onnx")
+    products = weight_nodes(OnnxGraph.read(model, OUTPUTS["text"]))
+    values = [products[name].input[0] for name in sorted(products)][:3]
+    feeds = samples.feeds["text"][:4]
+    widest = ranges_of(model, values, feeds, "minmax")
+    for method in METHODS:
+        found = ranges_of(model, values, feeds, method)
+        for name in values:
+            assert widest[name][0] <= found[name][0] <= 0 <= found[name][1] <= widest[name][1]
+            assert found[name][1] > found[name][0]
+
+
+def test_weights_without_numbers_are_refused(demo_bundle: Bundle, samples: Samples) -> None:
+    model = onnx.load(demo_bundle.folder / "text.onnx")
+    for item in model.graph.initializer:
+        if item.name.endswith("layers.0.mlp.fc1.weight"):
+            item.raw_data = np.full(list(item.dims), np.nan, np.float32).tobytes()
+    products = weight_nodes(OnnxGraph.read(model, OUTPUTS["text"]))
+    values = [node.input[0] for node in products.values()]
+    with pytest.raises(FeatureError, match="NaN"):
+        ranges_of(model, list(dict.fromkeys(values)), samples.feeds["text"][:1], "minmax")
+
+
+def test_a_weight_is_within_half_a_step_of_what_it_was(demo_bundle: Bundle) -> None:
+    graph = OnnxGraph.read(onnx.load(demo_bundle.folder / "text.onnx"), OUTPUTS["text"])
+    name = next(iter(weight_nodes(graph)))
+    graph.constants[name] = graph.constants[name].copy()
+    graph.constants[name][:, 3] = 0
+    made = quantise(graph, [name], None).constants
+    levels, scale = made[f"{name}.int8"], made[f"{name}.scale"]
+    assert scale.shape == (levels.shape[1],)
+    assert np.isfinite(scale).all()
+    assert np.abs(levels * scale - graph.constants[name]).max() <= scale.max() * 0.5001
+    assert (np.abs(levels).max(axis=0)[:3] == 127).all(), "each channel uses all its levels"
+    assert name not in made
+    assert name in graph.constants, "the graph that was given is as it was"
+
+
+def test_pictures_and_questions_are_the_callers(picture: Path, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.txt"
+    questions.write_text("what is red?\n\nwhere is it?\nwhat is red?\n", encoding="utf-8")
+    wanted = Quantisation(pictures=picture.parent, questions=questions)
+    own = samples_for(wanted)
+    assert [len(own.feeds[graph]) for graph in ("vision", "text")] == [1, 2]
+    assert own.description["pictures"]["count"] == 1
+    assert own.description == samples_for(wanted).description
+    shipped = samples_for(Quantisation()).description
+    assert own.description["pictures"]["sha256"] != shipped["pictures"]["sha256"]
+    assert own.description["questions"]["sha256"] != shipped["questions"]["sha256"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ImageNotFoundError, match="empty"):
+        samples_for(Quantisation(pictures=empty))
+    questions.write_text("\n")
+    for path in (questions, tmp_path / "missing"):
+        with pytest.raises(ConfigError, match=path.name):
+            samples_for(Quantisation(questions=path))
+
+
+def test_samples_that_a_tower_cannot_read_are_one_error(demo_bundle: Bundle) -> None:
+    ids = np.full((1, 32), 1_000_000, np.int64)
+    with pytest.raises(ExportError, match="'text' does not run"):
+        outputs_of(onnx.load(demo_bundle.folder / "text.onnx"), "text", [{"question_ids": ids}])
