@@ -159,6 +159,14 @@ def test_everything_is_kept_when_everything_is_asked_for() -> None:
         np.testing.assert_array_equal(out.tokens, vision.features.numpy())
 
 
+def test_ties_go_to_the_first_patches() -> None:
+    vision, text = random_vision(seed=0, patches=256)
+    flat = vision._replace(visual_score=paddle.full_like(vision.visual_score, 1 / 256))
+    config = preset("corrected", method="visual")
+    kept = as_numpy(compress(flat, text, config, TokenBudget(tokens=40))).index[0]
+    np.testing.assert_array_equal(kept, np.arange(40))
+
+
 def test_uniform_spreads_in_both_directions() -> None:
     vision, text = random_vision(seed=0, patches=256)
     config = preset("corrected", method="uniform")

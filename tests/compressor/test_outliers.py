@@ -113,3 +113,16 @@ def test_float32_scores_give_the_same_count(dtype: str) -> None:
 
 def test_a_lone_score_stands_out_from_nothing() -> None:
     assert count(np.array([3.0]), 20) == 0
+
+
+@given(kept=st.integers(2, 9), seed=st.integers(0, 2**31))
+@settings(max_examples=150, deadline=None)
+def test_a_handful_of_points_among_masked_ones(kept: int, seed: int) -> None:
+    """Around the number of neighbours, where scikit-learn takes all others as neighbours."""
+    scores = draw("heavy", 40, seed)
+    mask = np.zeros(40, dtype=bool)
+    mask[np.random.default_rng(seed).permutation(40)[:kept]] = True
+    outliers, safe = reference(scores[mask], 3)
+    assume(safe)
+    x, m = paddle.to_tensor(scores).unsqueeze(0), paddle.to_tensor(mask).unsqueeze(0)
+    assert int(ops.outlier_count(x, m, 3, 1.5, "all")) == outliers.sum()
