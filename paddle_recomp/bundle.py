@@ -13,8 +13,15 @@ from typing import Any, TypeVar
 
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
+from paddle_recomp.errors import (
+    BundleError,
+    BundleNotFoundError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+)
 from paddle_recomp.preprocess import ImageProcessor
+from paddle_recomp.preprocess.files import read_json
 
 MANIFEST = "recomp.json"
 FORMAT = 1
@@ -174,14 +181,11 @@ def check_name(path: Path, name: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleNotFoundError(f"there is no {path}: not a bundle") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path} holds a {type(value).__name__}; expected an object")
-    return value
+        return read_json(path)
+    except CheckpointNotFoundError as error:
+        raise BundleNotFoundError(f"{error}: not a bundle") from None
+    except CheckpointError as error:
+        raise BundleError(str(error)) from error
 
 
 def _field(path: Path, fields: Mapping[str, Any], key: str, kind: type[_T]) -> _T:

@@ -7,19 +7,30 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.encoder import ImageEncoder
 from paddle_recomp.errors import ConfigError, RecompError, RecompWarning
-from paddle_recomp.reports import answer_dict, print_answer, print_bundle, print_checkpoint
+from paddle_recomp.explain import draw_answer
+from paddle_recomp.preprocess import check_question, load_image
+from paddle_recomp.reports import (
+    answer_dict,
+    print_answer,
+    print_bundle,
+    print_checkpoint,
+    working,
+)
+from paddle_recomp.types import Compressed
 
 # Typer brings its own copy of click and exports of its errors only this subclass.
 _UsageError: Any = typer.BadParameter.__base__
@@ -107,19 +118,19 @@ def ask(
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
-    _check_inputs(image, question, overlay)
+    picture = _check_inputs(image, question, overlay)
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm)
-        with _working(console, "answering"):
+        with working(console, "answering"):
             answer = vlm.ask(image, question, budget, max_new_tokens)
     if as_json:
         typer.echo(json.dumps(answer_dict(image, question, answer, seen_warnings), indent=2))
     else:
         print_answer(Console(highlight=False), answer)
     if overlay is not None:
-        _save_overlay(overlay, image, question, answer.text, vlm.encoder, answer.compressed)
+        _save_overlay(overlay, picture, question, answer.text, vlm.encoder, answer.compressed)
 
 
 @app.command()
@@ -144,14 +155,14 @@ def explain(
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
-    _check_inputs(image, question, output)
+    picture = _check_inputs(image, question, output)
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
-        with _working(console, f"loading {model}"):
+        with working(console, f"loading {model}"):
             encoder = load_encoder(find(model, clip), config, device)
-        with _working(console, "compressing"):
+        with working(console, "compressing"):
             (prompt,) = encoder.compress(encoder.see([image]), [question], budget)
-    _save_overlay(output, image, question, None, encoder, prompt.compressed)
+    _save_overlay(output, picture, question, None, encoder, prompt.compressed)
     typer.echo(output)
 
 
@@ -239,26 +250,24 @@ def config_from_options(
     return config.with_text_options(**options)
 
 
-def _check_inputs(image: Path, question: str, output: Path | None) -> None:
-    """Everything that can be refused before a model is loaded is refused before."""
-    from paddle_recomp.preprocess import check_question, load_image
-
+def _check_inputs(image: Path, question: str, output: Path | None) -> Image.Image:
+    """The picture. Everything that can be refused before a model is loaded is refused here."""
     check_question(question)
-    load_image(image)
+    picture = load_image(image)
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
+    return picture
 
 
 def _save_overlay(
-    path: Path, image: Path, question: str, answer: str | None, encoder: Any, compressed: Any
+    path: Path,
+    picture: Image.Image,
+    question: str,
+    answer: str | None,
+    encoder: ImageEncoder,
+    compressed: Compressed,
 ) -> None:
-    from paddle_recomp.explain import draw_overlay
-    from paddle_recomp.preprocess import crop_box, load_image
-
-    picture = load_image(image)
-    side = int(compressed.owner.shape[1] ** 0.5)
-    box = crop_box(picture.size, encoder.image_processor)
-    drawn = draw_overlay(picture, compressed, (side, side), box, question, answer)
+    drawn = draw_answer(picture, compressed, encoder.image_processor, question, answer)
     try:
         drawn.save(path)
     except (OSError, ValueError) as error:
@@ -289,13 +298,6 @@ def _loading(console: Console, name: str) -> Iterator[Any]:
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-@contextmanager
-def _working(console: Console, what: str) -> Iterator[None]:
-    # Elsewhere than on a terminal there is nothing to animate, only an empty line to leave.
-    with console.status(what) if console.is_terminal else nullcontext():
-        yield
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,8 +13,8 @@ from rich.table import Table
 
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.encoder import SeenImage
-from paddle_recomp.explain import draw_overlay
-from paddle_recomp.reports import STEPS
+from paddle_recomp.explain import draw_answer
+from paddle_recomp.reports import STEPS, working
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
 
@@ -53,17 +52,16 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     # The first run of a kernel pays for its set-up; a demonstration shows the steady state.
     first = next(iter(demo_pictures()))
     vlm.ask(first, "what is it?", budget, max_new_tokens=2)
-    with console.status("seeing and answering") if console.is_terminal else nullcontext():
+    with working(console, "seeing and answering"):
         answers = list(_ask_all(vlm, budget))
     console.print(_answer_table(answers))
     console.print()
     console.print(_timing_table(answers))
     for number, (asked, answer, seen) in enumerate(answers, start=1):
-        side = int(seen.num_patches**0.5)
         path = output / f"{number}-{asked.picture.stem}.png"
-        draw_overlay(
-            seen.picture, answer.compressed, (side, side), seen.box, asked.question, answer.text
-        ).save(path)
+        processor = vlm.encoder.image_processor
+        drawn = draw_answer(seen.picture, answer.compressed, processor, asked.question, answer.text)
+        drawn.save(path)
         console.print(f"overlay: {path}", markup=False, soft_wrap=True)
 
 

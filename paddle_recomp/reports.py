@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,14 @@ STEPS = {
     "decode": "decode",
     "first_token": "time to first token",
 }
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[None]:
+    """Shows that something is being done. Elsewhere than on a terminal there is nothing to
+    animate, only an empty line to leave."""
+    with console.status(what) if console.is_terminal else nullcontext():
+        yield
 
 
 def token_line(answer: Answer) -> str:

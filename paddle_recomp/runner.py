@@ -14,7 +14,7 @@ from paddle_recomp.errors import ConfigError, ContextLengthError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.generation import generate
 from paddle_recomp.preprocess import IMAGE_TOKEN, LanguageTokenizer, check_question
-from paddle_recomp.types import Answer, Stage, Timing
+from paddle_recomp.types import Answer, Timing, stage_counts
 
 MAX_NEW_TOKENS = 128
 
@@ -153,7 +153,6 @@ class VLM:
         """`marks` are the times when the prompt was ready and when each token was."""
         ends = self.tokenizer.eos_token_ids
         first_end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-        stage = prompt.compressed.stage
         timing: Timing = replace(
             prompt.timing,
             vision=vision,
@@ -164,11 +163,7 @@ class VLM:
         return Answer(
             text=self.tokenizer.decode(tokens[:first_end]).strip(),
             token_ids=tuple(tokens[:first_end]),
-            stage_counts={
-                stage_name.lower(): int((stage == value).sum())
-                for stage_name, value in Stage.__members__.items()
-                if value != Stage.PADDING
-            },
+            stage_counts=stage_counts(prompt.compressed),
             num_patches=int(prompt.compressed.owner.shape[1]),
             timing=timing,
             compressed=prompt.compressed,

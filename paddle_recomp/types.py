@@ -51,6 +51,12 @@ class Compressed(NamedTuple):
     """[B, M] int64: the patch at the centre of a merged token, −1 elsewhere."""
 
 
+def stage_counts(compressed: Compressed) -> dict[str, int]:
+    """Visual tokens by stage, of numpy arrays with B = 1: visual, text, merged, rest."""
+    stages = (Stage.VISUAL, Stage.TEXT, Stage.MERGED, Stage.REST)
+    return {stage.name.lower(): int((compressed.stage == stage).sum()) for stage in stages}
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds spent in each step of one answer; `vision` is 0 when the image was seen before."""

@@ -35,15 +35,6 @@ SMOOTH = 3
 _TALLEST = 1100
 
 
-def stage_counts(compressed: Compressed) -> dict[str, int]:
-    """Visual tokens by stage, of a result with B = 1: visual, text, merged, rest."""
-    stages = Provenance(compressed).stage
-    return {
-        stage.name.lower(): stages.count(stage)
-        for stage in (Stage.VISUAL, Stage.TEXT, Stage.MERGED, Stage.REST)
-    }
-
-
 @dataclass(frozen=True)
 class Provenance:
     """What became of each patch, from a `Compressed` with B = 1."""

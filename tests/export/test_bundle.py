@@ -17,6 +17,7 @@ from paddle_recomp.config import CompressionConfig, TokenBudget
 from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
 from paddle_recomp.loading import find, find_checkpoint, load, load_encoder
+from tests.hiding import recomp_without
 
 from .conftest import edit
 
@@ -145,20 +146,10 @@ def test_the_light_install_runs_a_bundle(
     demo_bundle: Bundle, picture: Path, tmp_path: Path
 ) -> None:
     """paddle is hidden from the process; the language model is not asked."""
-    hide = (
-        "import sys, importlib.abc\n"
-        "class Hide(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name.split('.')[0] in ('paddle', 'paddlenlp', 'onnx'):\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Hide())\n"
-        "from paddle_recomp.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
+    hidden = ("paddle", "paddlenlp", "onnx")
 
     def recomp(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", hide, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return recomp_without(hidden, *arguments)
 
     model = ("--model", str(demo_bundle.folder))
     overlay = tmp_path / "overlay.png"

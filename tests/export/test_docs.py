@@ -12,18 +12,12 @@ import numpy as np
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.loading import find_checkpoint, load_encoder
+from tests.hiding import without
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
 QUESTION = "What color is the Circle?"
 
-HIDE = """
-import sys, importlib.abc
-class Hide(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in ("paddle", "paddlenlp", "paddle_recomp", "export", "onnx"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hide())
-"""
+HIDE = without("paddle", "paddlenlp", "paddle_recomp", "export", "onnx")
 
 
 def program() -> str:

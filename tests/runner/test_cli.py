@@ -6,7 +6,6 @@ import json
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from paddle_recomp.cli import main
 from paddle_recomp.loading import demo_folder
+from tests.hiding import recomp_without
 
 QUESTION = "what digit is red?"
 
@@ -178,20 +178,10 @@ def test_a_checkpoint_with_a_missing_key_is_named(
 
 def test_without_paddle_info_works_and_ask_says_what_to_install(picture: Path) -> None:
     """What `pip install .` without extras gives: paddle is hidden from the process."""
-    hide = (
-        "import sys, importlib.abc\n"
-        "class Hide(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name.split('.')[0] in ('paddle', 'paddlenlp'):\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Hide())\n"
-        "from paddle_recomp.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
+    hidden = ("paddle", "paddlenlp")
 
     def recomp(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", hide, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return recomp_without(hidden, *arguments)
 
     assert recomp("info", "demo").returncode == 0
     asked = recomp("ask", str(picture), QUESTION)
