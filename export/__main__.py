@@ -42,6 +42,12 @@ def export_bundle(
     method: MethodOption = None,
     switches: SwitchOption = None,
     precision: Annotated[str, typer.Option("--precision", help="fp32 or int8.")] = "fp32",
+    operators: Annotated[
+        str,
+        typer.Option(
+            "--operators", help="onnxruntime: with its fused attention; onnx: plain, for OpenVINO."
+        ),
+    ] = "onnxruntime",
     kind: Annotated[
         str | None, typer.Option("--quantization", help="Of int8: dynamic (default) or static.")
     ] = None,
@@ -58,6 +64,10 @@ def export_bundle(
     target: Annotated[
         float | None, typer.Option("--target-cosine", help="What int8 must keep; default 0.999.")
     ] = None,
+    scales: Annotated[
+        Path | None,
+        typer.Option("--scales", help="scales.json of an earlier int8 export, to take its ranges."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", help="Measure what each layer costs in int8; JSON goes here."),
@@ -73,6 +83,7 @@ def export_bundle(
         from export.accuracy import Outcome, print_ranking, write_ranking
         from export.build import STEPS, export
         from export.calibration import Quantisation
+        from export.scales import read_scales
 
         given: dict[str, Any] = {
             "kind": kind,
@@ -82,13 +93,18 @@ def export_bundle(
             "target_cosine": target,
         }
         chosen = {key: value for key, value in given.items() if value is not None}
+        if scales is not None:
+            found = read_scales(scales)
+            chosen = {"kind": found.kind, "method": found.method, "scales": found, **chosen}
         quantisation = Quantisation(**chosen) if chosen or precision == "int8" else None
         if report is not None and precision != "int8":
             raise ConfigError("--report needs --precision int8")
         outcomes: list[Outcome] = []
         heard = None if report is None else outcomes.append
         with _progress(len(STEPS.get(precision, ()))) as on_step:
-            bundle = export(model, output, clip, config, precision, on_step, quantisation, heard)
+            bundle = export(
+                model, output, clip, config, precision, operators, on_step, quantisation, heard
+            )
         for outcome in outcomes:
             print_ranking(Console(highlight=False), outcome)
         if report is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from export.errors import ExportError
 from export.onnx_graph import OnnxGraph
 from export.optimise import check
 from export.parity import mean_cosine
-from export.quantise import layer_of, quantise, weight_nodes
+from export.quantise import layer_of, quantise, quantised_inputs, weight_nodes
+from export.scales import Range, Scales
 from export.writing import write_model
 from paddle_recomp.backends.base import OUTPUTS, Graph
 
@@ -48,8 +49,10 @@ class Outcome:
 
     cosine: dict[str, float] = field(default_factory=dict)
     """Mean over all vectors of an output, by its name."""
-    in_float: list[str] = field(default_factory=list)
-    """The weights that stayed in float to meet the target."""
+    in_float: dict[Graph, list[str]] = field(default_factory=dict)
+    """The layers that stayed in float to meet the target."""
+    ranges: dict[Graph, dict[str, Range]] = field(default_factory=dict)
+    """Of what each layer reads; empty where they are measured at run time."""
     ranking: list[Sensitivity] = field(default_factory=list)
     """The costliest first; empty where none was needed or asked for."""
 
@@ -88,44 +91,64 @@ def _quantise_tower(
     model, feeds = onnx.load(path), samples.feeds[name]
     metadata = {item.key: item.value for item in model.metadata_props}
     graph = OnnxGraph.read(model, OUTPUTS[name])
-    products, expected = weight_nodes(graph), outputs_of(model, name, feeds)
-    ranges = None
+    layers: dict[str, list[str]] = {}
+    for weight in weight_nodes(graph):
+        layers.setdefault(layer_of(weight), []).append(weight)
+    expected, ranges = outputs_of(model, name, feeds), None
     if wanted.kind == "static":
-        values = list(dict.fromkeys(node.input[0] for node in products.values()))
-        ranges = ranges_of(model, values, feeds, wanted.method)
+        outcome.ranges[name] = _layer_ranges(model, graph, name, wanted, feeds)
+        inputs = quantised_inputs(graph)
+        ranges = {inputs[layer]: limits for layer, limits in outcome.ranges[name].items()}
+    del model
 
-    def attempt(weights: Sequence[str]) -> onnx.ModelProto:
+    def attempt(chosen: Iterable[str]) -> onnx.ModelProto:
+        weights = [weight for layer in chosen for weight in layers[layer]]
         return quantise(graph, weights, ranges).model(metadata)
 
     def measure(made: onnx.ModelProto, count: int | None = None) -> dict[str, float]:
         return cosines(expected[:count], outputs_of(made, name, feeds[:count]))
 
-    layers: dict[str, list[str]] = {}
-    for weight in products:
-        layers.setdefault(layer_of(weight), []).append(weight)
-    chosen, made = list(products), attempt(list(products))
+    in_float = set() if wanted.scales is None else wanted.scales.float_layers(name, layers)
+    chosen = [layer for layer in layers if layer not in in_float]
+    made = attempt(chosen)
     reached = measure(made)
     ranking: list[Sensitivity] = []
     if ranked or not _met(reached, wanted):
-        for layer, weights in layers.items():
-            cosine = min(measure(attempt(weights), _RANKED_ON).values())
+        for layer in layers:
+            cosine = min(measure(attempt([layer]), _RANKED_ON).values())
             ranking.append(Sensitivity(name, layer, cosine))
         ranking.sort(key=lambda row: row.cosine)
 
-    size, left = sum(graph.constants[weight].size for weight in products), [*ranking]
+    size = {layer: sum(graph.constants[w].size for w in layers[layer]) for layer in layers}
+    left = [row.layer for row in ranking if row.layer in chosen]
     while not _met(reached, wanted):
-        layer = left.pop(0).layer
-        chosen = [weight for weight in chosen if weight not in layers[layer]]
-        if sum(graph.constants[w].size for w in chosen) < (1 - _MOST_IN_FLOAT) * size:
-            kept = len(ranking) - len(left) - 1
+        tried = [layer for layer in chosen if layer != left[0]]
+        if sum(size[layer] for layer in tried) < (1 - _MOST_IN_FLOAT) * sum(size.values()):
+            kept = len(layers) - len(chosen)
             raise ExportError(_unreachable(name, wanted, reached, kept, len(layers)))
+        chosen, left = tried, left[1:]
         made = attempt(chosen)
         reached = measure(made)
     check(made)
     write_model(made, path)
     outcome.cosine |= reached
-    outcome.in_float += [weight for weight in products if weight not in chosen]
+    outcome.in_float[name] = [layer for layer in layers if layer not in chosen]
     outcome.ranking += ranking
+
+
+def _layer_ranges(
+    model: onnx.ModelProto,
+    graph: OnnxGraph,
+    name: Graph,
+    wanted: Quantisation,
+    feeds: Sequence[Arrays],
+) -> dict[str, Range]:
+    """What the input of each layer reaches, calibrated or as it was found before."""
+    inputs = quantised_inputs(graph)
+    if wanted.scales is not None:
+        return wanted.scales.ranges_for(name, inputs)
+    found = ranges_of(model, list(dict.fromkeys(inputs.values())), feeds, wanted.method)
+    return {layer: found[value] for layer, value in inputs.items()}
 
 
 def _met(reached: Mapping[str, float], wanted: Quantisation) -> bool:
@@ -150,12 +173,17 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
     return {"cosine": cosine, "in_float": outcome.in_float}
 
 
+def scales_of(outcome: Outcome, wanted: Quantisation) -> Scales:
+    """What another export of the same model can start from."""
+    kept = {graph: tuple(layers) for graph, layers in outcome.in_float.items()}
+    return Scales(wanted.kind, wanted.method, outcome.ranges, kept)
+
+
 def print_ranking(console: Console, outcome: Outcome) -> None:
     """What each layer costs by itself, one a line."""
     table = Table("graph", "layer", "1 − cosine", "", box=None)
-    kept = {layer_of(weight) for weight in outcome.in_float}
     for row in outcome.ranking:
-        state = "float" if row.layer in kept else ""
+        state = "float" if row.layer in outcome.in_float[row.graph] else ""
         table.add_row(row.graph, row.layer, f"{1 - row.cosine:.1e}", state)
     console.print(table)
 

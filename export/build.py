@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from export.accuracy import Outcome, describe_outcome, quantise_towers
+from export.accuracy import Outcome, describe_outcome, quantise_towers, scales_of
 from export.calibration import Quantisation, load_samples
 from export.convert import Job, convert
 from export.errors import ExportError
 from export.fuse import fuse
 from export.manifest import describe, describe_quantisation, metadata_of, write_manifest
+from export.optimise import OPERATORS
+from export.scales import SCALES, write_scales
 from export.shapes import TRACED
 from export.writing import replaced_folder
 from paddle_recomp.bundle import PRECISIONS, Bundle, open_bundle
@@ -59,6 +61,7 @@ def export(
     clip: str | Path | None = None,
     config: CompressionConfig | None = None,
     precision: str = "fp32",
+    operators: str = "onnxruntime",
     on_step: Callable[[str], None] = lambda step: None,
     quantisation: Quantisation | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
@@ -69,6 +72,8 @@ def export(
     Raises: ExportError, ConfigError, CheckpointError; ImageError for what is calibrated on."""
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if operators not in OPERATORS:
+        raise ConfigError(f"unknown operators {operators!r}; known: {', '.join(OPERATORS)}")
     if quantisation is not None and precision != "int8":
         raise ConfigError(f"precision {precision!r} is not quantised; choose int8")
     config = config or CompressionConfig()
@@ -78,7 +83,7 @@ def export(
     tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
     LanguageTokenizer.from_folder(checkpoint.model_dir)
     name = DEMO if str(model) == DEMO else checkpoint.model_dir.resolve().name
-    manifest = describe(checkpoint, name, config, precision)
+    manifest = describe(checkpoint, name, config, precision, operators)
     if precision == "int8":
         on_step("samples")
         wanted, positions = quantisation or Quantisation(), checkpoint.spec.text.max_positions
@@ -94,6 +99,7 @@ def export(
                     model_dir=str(checkpoint.model_dir),
                     clip_dir=str(checkpoint.clip_dir),
                     config=asdict(config),
+                    operators=operators,
                     metadata=metadata_of(manifest, graph),
                     output=str(folder / f"{graph}.onnx"),
                 )
@@ -102,6 +108,7 @@ def export(
             on_step("int8")
             outcome = quantise_towers(folder, wanted, samples, on_outcome is not None)
             manifest["quantised"] = describe_outcome(outcome)
+            write_scales(folder / SCALES, scales_of(outcome, wanted), samples.description)
         on_step("encoder")
         fuse(folder, checkpoint.spec, metadata_of(manifest, "encoder"))
         on_step("files")

@@ -16,6 +16,7 @@ import onnx
 
 from export.errors import ExportError
 from export.samples import calibration_pictures, calibration_questions
+from export.scales import Range, Scales
 from paddle_recomp.backends.base import OUTPUTS, Graph
 from paddle_recomp.errors import ConfigError, FeatureError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
@@ -29,7 +30,6 @@ _BINS = {"entropy": (512, 256), "percentile": (2048, 256)}
 """Of the histogram, and how many the entropy method merges them into: the levels of U8."""
 
 Arrays = dict[str, np.ndarray]
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Quantisation:
     """A file with one a line; None: those of the shipped pictures."""
     target_cosine: float = TARGET_COSINE
     """Mean cosine to fp32 that every output keeps on these pictures and questions."""
+    scales: Scales | None = None
+    """Of an earlier export, which are taken as they are."""
 
     def __post_init__(self) -> None:
         """Raises: ConfigError."""
@@ -57,6 +59,13 @@ class Quantisation:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if self.kind == "dynamic" and self.method != "minmax":
             raise ConfigError(f"calibration {self.method!r} needs static quantisation")
+        if self.scales is not None and (
+            (self.kind, self.method) != (self.scales.kind, self.scales.method)
+        ):
+            raise ConfigError(
+                f"the scales are {self.scales.kind}, {self.scales.method}; asked for is "
+                f"{self.kind}, {self.method}"
+            )
         if not 0 < self.target_cosine <= 1:
             raise ConfigError(f"target cosine is {self.target_cosine}; expected above 0, up to 1")
 

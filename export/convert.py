@@ -32,6 +32,7 @@ class Job:
     model_dir: str
     clip_dir: str
     config: dict[str, Any]
+    operators: str
     metadata: dict[str, str]
     output: str
 
@@ -84,6 +85,7 @@ def convert_layer(
     spec: ModelSpec,
     folder: Path,
     metadata: Mapping[str, str] | None = None,
+    operators: str = "onnxruntime",
 ) -> Any:
     """The ONNX model of a layer, optimised and checked; `folder` is for intermediate files. The
     layer is traced, after which it no longer runs eagerly. Not where paddlenlp was imported, which
@@ -111,8 +113,12 @@ def convert_layer(
     )
     if not raw:
         raise ExportError("paddle2onnx wrote nothing, as it does for more than 2 GB")
-    rewritten = OnnxGraph.read(onnx.load_from_string(raw), OUTPUTS[graph])
-    optimise(rewritten)
+    loaded = onnx.load_from_string(raw)
+    del raw
+    rewritten = OnnxGraph.read(loaded, OUTPUTS[graph])
+    # Each of them holds all weights of a tower once more.
+    del loaded
+    optimise(rewritten, operators)
     finish(rewritten, graph, weights)
     set_shapes(rewritten, shapes_of(spec))
     model = rewritten.model(metadata)
@@ -133,8 +139,10 @@ def main(text: str) -> None:
     config, spec, output = CompressionConfig(**job.config), checkpoint.spec, Path(job.output)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         layer = build(job.graph, checkpoint, config)
-        model = convert_layer(job.graph, layer, spec, Path(folder), job.metadata)
+        model = convert_layer(job.graph, layer, spec, Path(folder), job.metadata, job.operators)
+    del layer
     write_model(model, output)
+    del model
     compare_with_layer(job.graph, build(job.graph, checkpoint, config), spec, output)
 
 

@@ -21,7 +21,7 @@ from paddle_recomp.preprocess import ClipTokenizer
 
 
 def describe(
-    checkpoint: Checkpoint, name: str, config: CompressionConfig, precision: str
+    checkpoint: Checkpoint, name: str, config: CompressionConfig, precision: str, operators: str
 ) -> dict[str, Any]:
     """The fields of recomp.json that do not depend on the files."""
     spec, processor = checkpoint.spec, image_processor(checkpoint)
@@ -35,6 +35,7 @@ def describe(
             "opset": OPSET,
         },
         "precision": precision,
+        "operators": operators,
         "compression": asdict(config),
         "image": {
             **asdict(processor),
@@ -80,7 +81,16 @@ def describe_quantisation(wanted: Quantisation, samples: Samples) -> dict[str, A
 
 def metadata_of(manifest: dict[str, Any], graph: str) -> dict[str, str]:
     """What a graph's own file carries, for a reader that has nothing else."""
-    keys = ("made_by", "precision", "quantisation", "compression", "image", "text", "sizes")
+    keys = (
+        "made_by",
+        "precision",
+        "operators",
+        "quantisation",
+        "compression",
+        "image",
+        "text",
+        "sizes",
+    )
     return {
         "recomp.format": str(manifest["format"]),
         "recomp.graph": graph,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ import onnx
 from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 
 from export.errors import ExportError
+
+_SMALL = 1024
+"""Elements of a constant that may be a shape, a limit or a list of axes."""
 
 
 @dataclass
@@ -125,8 +129,25 @@ class OnnxGraph:
         return outputs
 
 
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its large constants as inputs. ONNX's checker and its shape inference
+    copy a model several times, and no shape depends on the values of a weight."""
+    graph, small, large = model.graph, [], []
+    for item in graph.initializer:
+        if math.prod(item.dims) <= _SMALL:
+            small.append(item)
+        else:
+            shape = list(item.dims)
+            large.append(helper.make_tensor_value_info(item.name, item.data_type, shape))
+    inputs = [*graph.input, *large]
+    bare = helper.make_graph(graph.node, graph.name, inputs, graph.output, small)
+    made = helper.make_model(bare, opset_imports=model.opset_import, ir_version=model.ir_version)
+    made.metadata_props.extend(model.metadata_props)
+    return made
+
+
 def _value_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True).graph
     types = {}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
         tensor = value.type.tensor_type

@@ -9,15 +9,18 @@ import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
 from export.attention import fuse_attention
-from export.onnx_graph import OnnxGraph
+from export.onnx_graph import OnnxGraph, without_weights
 
 _MAX_FOLDED = 1 << 20
 """Elements of a constant that folding may create: not every product of folding is a saving."""
 _MAX_SHARED = 16
 
+OPERATORS = ("onnxruntime", "onnx")
+"""`onnx`: those of the standard alone, for runtimes that do not know ONNX Runtime's own."""
 
-def optimise(graph: OnnxGraph) -> None:
-    """All passes, until nothing changes."""
+
+def optimise(graph: OnnxGraph, operators: str = "onnxruntime") -> None:
+    """All passes, until nothing changes. `operators` is one of OPERATORS."""
     before: list[bytes] = []
     while before != (now := [node.SerializeToString() for node in graph.nodes]):
         before = now
@@ -27,8 +30,9 @@ def optimise(graph: OnnxGraph) -> None:
         fold_constants(graph)
         share_repeated(graph)
         graph.remove_unused()
-    fuse_attention(graph)
-    graph.remove_unused()
+    if operators == "onnxruntime":
+        fuse_attention(graph)
+        graph.remove_unused()
 
 
 def remove_no_ops(graph: OnnxGraph) -> None:
@@ -249,5 +253,6 @@ def check(model: onnx.ModelProto) -> None:
     """Runs ONNX's checker and its shape inference, both as strict as they come.
 
     Raises: onnx.checker.ValidationError, onnx.shape_inference.InferenceError."""
-    onnx.checker.check_model(model, full_check=True)
-    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    bare = without_weights(model)
+    onnx.checker.check_model(bare, full_check=True)
+    onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)

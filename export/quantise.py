@@ -1,7 +1,8 @@
-"""Linear layers in INT8: U8 activations of one scale, S8 weights of one scale per channel.
+"""Linear layers in INT8: U8 activations of one scale, S8 weights of one scale per channel; and
+embedding tables, of one scale per row.
 
-Only products with a weight change. Softmax and normalisations have ranges that eight bits lose,
-and cost little. The first convolution reads raw pixels, has no INT8 kernel for its shape that is
+Nothing else changes. Softmax and normalisations have ranges that eight bits lose, and cost little.
+The first convolution reads raw pixels, has no INT8 kernel for its shape that is
 worth an error at the very start, and is under a hundredth of the work. The compressor compares
 scores that differ by less than a step of INT8; the projector, which is behind it, feeds the
 language model directly."""
@@ -14,21 +15,32 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from export.calibration import Range
 from export.onnx_graph import OnnxGraph
+from export.scales import Range
 
 _LEVELS, _WEIGHT_LEVELS = 255, 127
 """Of U8 from its lowest number on; of S8 to each side, so that zero needs no offset."""
+_WEIGHT_INPUT = {"MatMul": 1, "Gather": 0}
 _SHARED_INPUT = re.compile(r"\.[qkv]_proj\.weight$")
 
 
 def weight_nodes(graph: OnnxGraph) -> dict[str, NodeProto]:
-    """The products that can become INT8, by the name of their weight [K, N]."""
-    matrices = {name for name, value in graph.constants.items() if value.ndim == 2}
+    """What can become INT8, by the name of its weight: products with [K, N], rows of [V, C]."""
+    nodes = {}
+    for node in graph.nodes:
+        place = _WEIGHT_INPUT.get(node.op_type)
+        value = None if place is None else graph.constants.get(node.input[place])
+        if value is not None and value.ndim == 2 and value.dtype == np.float32:
+            nodes[node.input[place]] = node
+    return nodes
+
+
+def quantised_inputs(graph: OnnxGraph) -> dict[str, str]:
+    """The value that each layer rounds, by the layer's name."""
     return {
-        node.input[1]: node
-        for node in graph.nodes
-        if node.op_type == "MatMul" and node.input[1] in matrices
+        layer_of(weight): node.input[0]
+        for weight, node in weight_nodes(graph).items()
+        if node.op_type == "MatMul"
     }
 
 
@@ -44,11 +56,18 @@ def quantise(
     measures them at run time, which makes a picture's scales depend on the rest of its batch."""
     nodes: list[NodeProto] = []
     constants, done = dict(graph.constants), set[str]()
+    weight_of = {node.output[0]: name for name, node in weight_nodes(graph).items()}
     for node in graph.nodes:
-        if node.op_type != "MatMul" or node.input[1] not in weights:
+        weight = weight_of.get(node.output[0])
+        if weight is None or weight not in weights:
             nodes.append(node)
             continue
-        value, weight = node.input
+        if node.op_type == "Gather":
+            levels, scale = _levels(graph.constants[weight], reduced=1)
+            constants |= {f"{weight}.int8": levels, f"{weight}.scale": scale}
+            nodes += _rows(node)
+            continue
+        value = node.input[0]
         constants |= _eight_bits(weight, graph.constants[weight])
         if ranges is not None and value not in done:
             constants |= _scale_of(value, *ranges[value])
@@ -62,11 +81,17 @@ def quantise(
 
 def _eight_bits(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Float [K, N] -> S8 [K, N], float scale [N], S8 zero [N]."""
-    scale = np.abs(weight).max(axis=0) / np.float32(_WEIGHT_LEVELS)
+    levels, scale = _levels(weight, reduced=0)
+    zero = np.zeros(levels.shape[1], np.int8)
+    return {f"{name}.int8": levels, f"{name}.scale": scale[0], f"{name}.zero": zero}
+
+
+def _levels(weight: np.ndarray, reduced: int) -> tuple[np.ndarray, np.ndarray]:
+    """Float [K, N] -> S8 [K, N] and float scale, [1, N] or [K, 1] as axis 0 or 1 is reduced."""
+    scale = np.abs(weight).max(axis=reduced, keepdims=True) / np.float32(_WEIGHT_LEVELS)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     levels = np.rint(weight / scale).clip(-_WEIGHT_LEVELS, _WEIGHT_LEVELS).astype(np.int8)
-    zero = np.zeros(len(scale), np.int8)
-    return {f"{name}.int8": levels, f"{name}.scale": scale, f"{name}.zero": zero}
+    return levels, scale
 
 
 def _scale_of(name: str, low: float, high: float) -> dict[str, np.ndarray]:
@@ -110,6 +135,17 @@ def _dynamic(node: NodeProto, first: bool) -> list[NodeProto]:
         _node("MatMulInteger", operands, f"{out}.int32"),
         _node("Cast", [f"{out}.int32"], f"{out}.float", to=TensorProto.FLOAT),
         _node("Mul", [measured[1], f"{weight}.scale"], f"{out}.scale"),
+        helper.make_node("Mul", [f"{out}.float", f"{out}.scale"], [out], node.name),
+    ]
+
+
+def _rows(node: NodeProto) -> list[NodeProto]:
+    """Rows [B, L, C] of S8 and their scales [B, L, 1], which hold a table in a quarter of it."""
+    (table, ids), out = node.input, node.output[0]
+    return [
+        _node("Gather", [f"{table}.int8", ids], f"{out}.int8"),
+        _node("Gather", [f"{table}.scale", ids], f"{out}.scale"),
+        _node("Cast", [f"{out}.int8"], f"{out}.float", to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{out}.float", f"{out}.scale"], [out], node.name),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from export.__main__ import main
 from export.build import export
 from export.calibration import Quantisation
 from export.convert import Job
+from export.scales import SCALES, read_scales
 from export.verify import compare_kept, verify_bundle
 from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
@@ -72,7 +74,7 @@ def test_an_int8_bundle_is_small_close_and_says_what_it_is(
 ) -> None:
     bundle = open_bundle(bundles[kind].folder)
     assert bundle.precision == "int8"
-    for graph, share in (("vision", 0.4), ("text", 0.55), ("encoder", 0.5)):
+    for graph, share in (("vision", 0.35), ("text", 0.35), ("encoder", 0.45)):
         size, before = (b.files[f"{graph}.onnx"].num_bytes for b in (bundle, demo_bundle))
         assert size < share * before, graph
     fields = manifest(bundle.folder)
@@ -141,6 +143,80 @@ def test_static_int8_is_repeatable(
     assert str(tmp_path) not in (again.folder / MANIFEST).read_text()
 
 
+def test_scales_are_reused_whatever_is_measured_on(
+    bundles: dict[str, Bundle], demo_bundle: Bundle, picture: Path, tmp_path: Path
+) -> None:
+    """With its own calibration on this picture, an export comes out otherwise."""
+    towers = ("vision.onnx", "text.onnx")
+
+    def weights(folder: Path) -> list[list[bytes]]:
+        models = [onnx.load(folder / name) for name in towers]
+        return [[item.SerializeToString() for item in m.graph.initializer] for m in models]
+
+    first = bundles["static"].folder
+    with graphs_of(demo_bundle):
+        for name, given in (("reused", ["--scales", str(first / SCALES)]), ("own", [])):
+            arguments = ["--precision", "int8", "--calibrate", str(picture.parent), *given]
+            if name == "own":
+                arguments += ["--quantization", "static"]
+            assert main([*arguments, "--out", str(tmp_path / name / "bundle")]) == 0
+    reused, own = (tmp_path / name / "bundle" for name in ("reused", "own"))
+    assert weights(reused) == weights(first)
+    assert weights(own) != weights(first)
+    ours, theirs = (json.loads((folder / SCALES).read_text()) for folder in (reused, first))
+    assert ours["ranges"] == theirs["ranges"]
+    assert manifest(reused)["quantisation"]["pictures"]["count"] == 1
+
+
+def test_layers_that_the_scales_keep_in_float_stay_there(
+    bundles: dict[str, Bundle], demo_bundle: Bundle, tmp_path: Path
+) -> None:
+    layer, path = "vision_tower.encoder.layers.1.mlp.fc1", tmp_path / "scales.json"
+    content = json.loads((bundles["dynamic"].folder / SCALES).read_text())
+    path.write_text(json.dumps({**content, "in_float": {"vision": [layer]}}))
+    with graphs_of(demo_bundle):
+        bundle = export(
+            "demo",
+            tmp_path / "bundle",
+            precision="int8",
+            quantisation=Quantisation(scales=read_scales(path)),
+        )
+    assert manifest(bundle.folder)["quantised"]["in_float"] == {"vision": [layer], "text": []}
+    names = {item.name for item in onnx.load(bundle.folder / "vision.onnx").graph.initializer}
+    assert f"{layer}.weight" in names
+    assert f"{layer}.weight.int8" not in names
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": 2}, "format 2; expected 1"),
+        ({"ranges": {"vision": {"other.layer": [-1, 1]}}}, "another model.*'vision'"),
+        ({"in_float": {"text": ["other.layer"]}}, "another model.*'text'.*other.layer"),
+        ({"ranges": {"vision": {"a": [0.5, 1]}}}, "0.5 to 1"),
+        ({"ranges": {"vision": {"a": 7}}}, "not a file of scales"),
+        ({"kind": "magic"}, "unknown quantisation"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(
+    change: dict[str, Any],
+    says: str,
+    bundles: dict[str, Bundle],
+    demo_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = tmp_path / "scales.json", tmp_path / "bundle"
+    content = json.loads((bundles["static"].folder / SCALES).read_text())
+    path.write_text(json.dumps({**content, **change}))
+    with graphs_of(demo_bundle):
+        assert main(["--precision", "int8", "--scales", str(path), "--out", str(out)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert re.search(says, lines[0]), lines
+    assert not out.exists()
+
+
 def test_dynamic_int8_is_the_default_and_repeatable(
     bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +227,7 @@ def test_dynamic_int8_is_the_default_and_repeatable(
     shown = capsys.readouterr().out
     assert "layers.4.mlp.fc2" in shown
     rows = json.loads(report.read_text())["layers"]
-    assert len(rows) == 5 * 4 + 1 + 2 * 4 + 1
+    assert len(rows) == (5 * 4 + 1) + (1 + 2 * 4 + 1), "linear layers and the table of words"
     for graph in ("vision", "text"):
         values = [row["cosine"] for row in rows if row["graph"] == graph]
         assert values == sorted(values)
@@ -240,6 +316,8 @@ def test_overlap_counts_patches_and_compares_those_of_both() -> None:
         (["--precision", "int8", "--calibration", "entropy"], "needs static"),
         (["--precision", "int8", "--target-cosine", "1.5"], "1.5"),
         (["--precision", "int8", "--target-cosine", "nan"], "nan"),
+        (["--precision", "int8", "--scales", "{tmp}/none"], "there is no"),
+        (["--operators", "magic"], "onnxruntime, onnx"),
         (["--precision", "int8", "--calibrate", "{tmp}/none"], "no picture"),
         (["--precision", "int8", "--questions", "{tmp}/none"], "cannot be read"),
         (["--quantization", "static"], "int8"),
