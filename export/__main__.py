@@ -42,6 +42,12 @@ def export_bundle(
     method: MethodOption = None,
     switches: SwitchOption = None,
     precision: Annotated[str, typer.Option("--precision", help="fp32 or int8.")] = "fp32",
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            "--decoder", help="fp32, int8 or int4, or none; default: as the bundle's precision."
+        ),
+    ] = None,
     kind: Annotated[
         str | None, typer.Option("--quantization", help="Of int8: dynamic (default) or static.")
     ] = None,
@@ -88,7 +94,9 @@ def export_bundle(
         outcomes: list[Outcome] = []
         heard = None if report is None else outcomes.append
         with _progress(len(STEPS.get(precision, ()))) as on_step:
-            bundle = export(model, output, clip, config, precision, on_step, quantisation, heard)
+            bundle = export(
+                model, output, clip, config, precision, on_step, quantisation, heard, decoder
+            )
         for outcome in outcomes:
             print_ranking(Console(highlight=False), outcome)
         if report is not None:

@@ -49,10 +49,10 @@ def quantise(
             nodes.append(node)
             continue
         value, weight = node.input
-        constants |= _eight_bits(weight, graph.constants[weight])
+        constants |= eight_bits(weight, graph.constants[weight])
         if ranges is not None and value not in done:
             constants |= _scale_of(value, *ranges[value])
-        make = _dynamic if ranges is None else _static
+        make = dynamic if ranges is None else _static
         nodes += make(node, first=value not in done)
         done.add(value)
     made = OnnxGraph(nodes, constants, graph.inputs, graph.outputs, graph.opset)
@@ -60,7 +60,7 @@ def quantise(
     return made
 
 
-def _eight_bits(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+def eight_bits(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Float [K, N] -> S8 [K, N], float scale [N], S8 zero [N]."""
     scale = np.abs(weight).max(axis=0) / np.float32(_WEIGHT_LEVELS)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
@@ -95,7 +95,7 @@ def _static(node: NodeProto, first: bool) -> list[NodeProto]:
     ]
 
 
-def _dynamic(node: NodeProto, first: bool) -> list[NodeProto]:
+def dynamic(node: NodeProto, first: bool) -> list[NodeProto]:
     """The pattern that the runtime fuses: an integer product, scaled back."""
     value, weight = node.input
     measured = [f"{value}.uint8", f"{value}.scale", f"{value}.zero"]

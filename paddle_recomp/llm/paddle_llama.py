@@ -117,9 +117,12 @@ def _paddlenlp_config(spec: LanguageModelSpec) -> Tensor:
             f"head_dim is {spec.head_dim}; paddlenlp's Llama needs hidden_size / "
             f"num_attention_heads = {spec.hidden_size / spec.num_heads:g}"
         )
-    for name in ("attention_bias", "mlp_bias"):
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "sliding_window"):
         if getattr(spec, name):
-            raise CheckpointError(f"{name} is true; paddlenlp's Llama has no such bias")
+            raise CheckpointError(
+                f"{name} is {getattr(spec, name)}, which paddlenlp's Llama does not have; a bundle "
+                "runs it: python -m export"
+            )
     scaling: dict[str, object] = {}
     if spec.rope_scaling is not None:
         kind = spec.rope_scaling["rope_type"]
