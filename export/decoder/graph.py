@@ -13,7 +13,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from export.convert import OPSET
 from export.decoder.external import external_data
-from export.decoder.products import GraphWriter, Matrix, Product
+from export.decoder.products import GraphWriter, Matrix, Precision
 from export.decoder.rope import rope_tables
 from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
@@ -24,9 +24,9 @@ _MICROSOFT = "com.microsoft"
 
 
 class _Builder:
-    def __init__(self, checkpoint: Checkpoint, graph: GraphWriter, product: Product) -> None:
+    def __init__(self, checkpoint: Checkpoint, graph: GraphWriter, precision: Precision) -> None:
         self.checkpoint, self.spec = checkpoint, checkpoint.spec.language
-        self.graph, self.product = graph, product
+        self.graph, self.product, self.head = graph, precision.layers, precision.head
         self.width = head_width(self.spec)
 
     def parameter(self, name: str) -> np.ndarray:
@@ -175,7 +175,7 @@ class _Builder:
             )
         head = "embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
         weight = Matrix("lm_head.weight", (self.parameter(head),))
-        self.product(graph, value, weight, "lm_head")
+        self.head(graph, value, weight, "lm_head")
         graph.node(
             "Squeeze", ["lm_head", graph.data.add("axis", np.array([1], np.int64))], "logits"
         )
@@ -221,7 +221,7 @@ def decoder_outputs(spec: LanguageModelSpec) -> dict[str, tuple[str, list[int | 
 def write_graph(
     checkpoint: Checkpoint,
     path: Path,
-    product: Product,
+    precision: Precision,
     metadata: Mapping[str, str],
 ) -> None:
     """Writes the graph, and its weights into NAME.data beside it, reading one parameter at a
@@ -229,7 +229,7 @@ def write_graph(
     spec = checkpoint.spec.language
     with external_data(path.with_name(f"{path.name}.data")) as data:
         graph = GraphWriter(data)
-        _Builder(checkpoint, graph, product).build()
+        _Builder(checkpoint, graph, precision).build()
     proto = helper.make_graph(
         graph.nodes,
         "recomp",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -120,10 +120,12 @@ class Int8:
 class Blocks:
     """Weights of four or eight bits with one scale for each block of a row: the small memory."""
 
-    bits: int = 4
-    block_size: int = 32
+    bits: int
+    symmetric: bool
+    """Whether zero is the middle level, or has one of its own in each block."""
+    block_size: int = 128
     accuracy_level: int = 4
-    symmetric: bool = True
+    """4 rounds activations to eight bits and multiplies integers, which is much faster."""
 
     @property
     def description(self) -> str:
@@ -176,6 +178,27 @@ class Blocks:
         if zeros is not None and self.bits == 4:
             zeros = _packed(zeros)
         return packed, scale[..., 0], zeros
+
+
+class Precision(NamedTuple):
+    """What a decoder multiplies with."""
+
+    layers: Product
+    head: Product
+    """Of the output layer, where every error is one of the logits."""
+
+    @property
+    def description(self) -> str:
+        """Of the weights, in a few words."""
+        layers, head = self.layers.description, self.head.description
+        return layers if layers == head else f"{layers}; output layer {head}"
+
+
+PRECISIONS: dict[str, Callable[[], Precision]] = {
+    "fp32": lambda: Precision(Float32(), Float32()),
+    "int8": lambda: Precision(Int8(), Int8()),
+    "int4": lambda: Precision(Blocks(4, symmetric=False), Blocks(8, symmetric=True)),
+}
 
 
 def _packed(levels: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.decoder.graph import decoder_inputs, decoder_outputs, head_width, write_graph
-from export.decoder.products import Blocks, Float32, Int8, Product
+from export.decoder.products import PRECISIONS
 from export.decoder.reference import reference_logits
 from export.errors import ExportError
 from export.parity import mean_cosine, relative_difference
@@ -19,9 +19,6 @@ from paddle_recomp.bundle import DecoderInfo
 from paddle_recomp.checkpoint import Checkpoint
 
 GRAPH, EMBEDDING = "decoder.onnx", "embed_tokens.npy"
-PRODUCTS: dict[str, Callable[[], Product]] = {"fp32": Float32, "int8": Int8, "int4": Blocks}
-"""How each precision multiplies with a weight."""
-
 PROMPTS, _PROMPT, _DECODED = 2, 24, 8
 """Of the comparison, with their positions: read at once, and one by one behind them."""
 DIFFERENCE = 1e-3
@@ -36,7 +33,7 @@ def write_decoder(
     """Writes the graph with its weights, and the embedding, and says how to open them.
 
     Raises: ExportError when the graph does not compute what the checkpoint says."""
-    write_graph(checkpoint, folder / GRAPH, PRODUCTS[precision](), metadata)
+    write_graph(checkpoint, folder / GRAPH, PRECISIONS[precision](), metadata)
     embedding = checkpoint.parameter("language_model", "embed_tokens.weight")
     np.save(folder / EMBEDDING, embedding, allow_pickle=False)
     difference, cosine = compare_decoder(checkpoint, folder)
@@ -98,7 +95,7 @@ def describe_decoder(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
         "embed_tokens": EMBEDDING,
         "embed_tokens_dtype": str(embedding.dtype),
         "precision": precision,
-        "weights": PRODUCTS[precision]().description,
+        "weights": PRECISIONS[precision]().description,
         "model_type": spec.model_type,
         "context": spec.max_positions,
         "sliding_window": spec.sliding_window,

@@ -192,7 +192,7 @@ def test_verify_sees_one_changed_weight(copy: Path) -> None:
 def test_a_block_is_within_a_step_of_what_it_was(bits: int, size: int, symmetric: bool) -> None:
     rows = np.random.default_rng(0).normal(size=(6, 3 * size - 5)).astype(np.float32)
     rows[2] = 0
-    packed, scale, zero = Blocks(bits, size, symmetric=symmetric).encode(rows)
+    packed, scale, zero = Blocks(bits, symmetric, size).encode(rows)
     levels = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(6, 3, size)
     middle = np.full(scale.shape, 2 ** (bits - 1))
     if zero is not None:
@@ -208,7 +208,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 from export.decoder.graph import write_graph
-from export.decoder.write import PRODUCTS
+from export.decoder.products import PRECISIONS
 from paddle_recomp.checkpoint import open_checkpoint
 
 def peak():
@@ -217,7 +217,7 @@ def peak():
 
 before = peak()
 checkpoint = open_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
-write_graph(checkpoint, Path(sys.argv[3]), PRODUCTS[sys.argv[4]](), {})
+write_graph(checkpoint, Path(sys.argv[3]), PRECISIONS[sys.argv[4]](), {})
 print(peak() - before, checkpoint.num_bytes("language_model"))
 """
 
