@@ -128,8 +128,7 @@ def test_the_cache_is_written_in_place(exported: Exported, monkeypatch: pytest.M
 
 
 def test_present_is_past(exported: Exported) -> None:
-    """The runtime itself says that both are one memory: with buffers that are not shared, the
-    outputs that it makes are as large as the cache."""
+    """The graph writes into the very arrays that it reads from, and nothing behind what is new."""
     model = exported(golden("grouped"))
     cache = Cache.empty(model.info, 1, 16)
     addresses = {name: value.ctypes.data for name, value in cache.buffers.items()}
