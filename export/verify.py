@@ -200,7 +200,7 @@ def _compare_tokens(
 
 
 def _compare_decoder(checkpoint: Checkpoint, folder: Path, precision: str) -> Row:
-    difference, cosine = compare_decoder(checkpoint, folder)
+    difference, cosine = compare_decoder(checkpoint, folder, precision)
     if precision in COSINES:
         return Row(PROMPTS, "decoder", "logits", "cosine", cosine, COSINES[precision])
     return Row(PROMPTS, "decoder", "logits", "difference", difference, DIFFERENCE)

@@ -20,7 +20,7 @@ def install(folder: Path, what: str) -> tuple[Path, str]:
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     tools = folder / "venv" / "bin"
     subprocess.run([tools / "pip", "install", "-q", what], check=True)
-    command = [tools / "pip", "list", "--format=freeze"]
+    command = [str(tools / "pip"), "list", "--format=freeze"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return tools, done.stdout.lower()
 

@@ -4,7 +4,7 @@ logits of the last position and the longer cache out."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from export.convert import OPSET
 from export.decoder.external import external_data
-from export.decoder.products import GraphWriter, Matrix, Precision
+from export.decoder.products import GraphWriter, Matrix, Precision, Product
 from export.decoder.rope import rope_tables
 from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
@@ -24,33 +24,40 @@ _MICROSOFT = "com.microsoft"
 
 
 class _Builder:
+    """Writes the nodes from the embeddings to the logits, and every weight on the way."""
+
     def __init__(self, checkpoint: Checkpoint, graph: GraphWriter, precision: Precision) -> None:
         self.checkpoint, self.spec = checkpoint, checkpoint.spec.language
-        self.graph, self.product, self.head = graph, precision.layers, precision.head
+        self.graph, self.precision = graph, precision
         self.width = head_width(self.spec)
 
     def parameter(self, name: str) -> np.ndarray:
         return self.checkpoint.parameter("language_model", name)
 
-    def vector(self, name: str) -> str:
-        return self.graph.data.add(name, self.parameter(name).astype(np.float32))
+    def vector(self, name: str, *parts: np.ndarray) -> str:
+        """Stores a parameter, or the given parts of one behind each other, as float32."""
+        numbers = np.concatenate(parts) if parts else self.parameter(name)
+        return self.graph.data.add(name, numbers.astype(np.float32))
 
     def linear(
-        self, value: str, output: str, names: list[str], bias: bool, heads: bool = False
+        self,
+        product: Product,
+        value: str,
+        output: str,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
     ) -> str:
-        """Several projections of one value, side by side in one product."""
+        """A product with one weight, or with several on top of each other, and its bias."""
+        weight = Matrix(f"{output}.weight", tuple(weights))
+        if not biases:
+            return product(self.graph, value, weight, output)
+        plain = product(self.graph, value, weight, f"{output}.product")
+        return self.graph.node("Add", [plain, self.vector(f"{output}.bias", *biases)], output)
 
-        def read(name: str) -> np.ndarray:
-            array = self.parameter(name)
-            return self.padded(array) if heads else array
-
-        weight = Matrix(f"{output}.weight", tuple(read(f"{name}.weight") for name in names))
-        if not bias:
-            return self.product(self.graph, value, weight, output)
-        product = self.product(self.graph, value, weight, f"{output}.product")
-        numbers = np.concatenate([read(f"{name}.bias") for name in names])
-        stored = self.graph.data.add(f"{output}.bias", numbers.astype(np.float32))
-        return self.graph.node("Add", [product, stored], output)
+    def layer(self, product: Product, value: str, name: str, bias: bool) -> str:
+        """A linear layer of the checkpoint as it is."""
+        biases = [self.parameter(f"{name}.bias")] if bias else []
+        return self.linear(product, value, name, [self.parameter(f"{name}.weight")], biases)
 
     def padded(self, array: np.ndarray) -> np.ndarray:
         """Rows of heads, [heads · head_dim, …], with zero rows behind each half of a head."""
@@ -104,8 +111,14 @@ class _Builder:
 
     def attention(self, number: int, value: str) -> str:
         spec, layer = self.spec, f"layers.{number}.self_attn"
-        names = [f"{layer}.{part}_proj" for part in "qkv"]
-        packed = self.linear(value, f"{layer}.qkv_proj", names, spec.qkv_bias, heads=True)
+
+        def read(kind: str) -> list[np.ndarray]:
+            return [self.padded(self.parameter(f"{layer}.{part}_proj.{kind}")) for part in "qkv"]
+
+        biases = read("bias") if spec.qkv_bias else []
+        packed = self.linear(
+            self.precision.layers, value, f"{layer}.qkv_proj", read("weight"), biases
+        )
         past, present = (
             [name.format(layer=number, kind=kind) for kind in CACHE_KINDS]
             for name in (PAST, PRESENT)
@@ -123,27 +136,21 @@ class _Builder:
             **window,
         )
 
+    def output(self, number: int, value: str) -> str:
+        """Attention's output projection, whose columns are heads."""
+        name = f"layers.{number}.self_attn.o_proj"
+        weight = self.padded(self.parameter(f"{name}.weight").T).T
+        biases = [self.parameter(f"{name}.bias")] if self.spec.output_bias else []
+        return self.linear(self.precision.layers, value, name, [weight], biases)
+
     def mlp(self, number: int, value: str) -> str:
-        spec, layer, node = self.spec, f"layers.{number}.mlp", self.graph.node
-        gate, up = (
-            self.linear(value, f"{layer}.{name}", [f"{layer}.{name}"], spec.mlp_bias)
-            for name in ("gate_proj", "up_proj")
-        )
+        layer, bias, node = f"layers.{number}.mlp", self.spec.mlp_bias, self.graph.node
+        gate = self.layer(self.precision.layers, value, f"{layer}.gate_proj", bias)
+        up = self.layer(self.precision.layers, value, f"{layer}.up_proj", bias)
         # x · sigmoid(x), by the name of its approximation of GELU.
         node("QuickGelu", [gate], f"{layer}.silu", _MICROSOFT, alpha=1.0)
         node("Mul", [f"{layer}.silu", up], f"{layer}.gated")
-        return self.linear(
-            f"{layer}.gated", f"{layer}.down_proj", [f"{layer}.down_proj"], spec.mlp_bias
-        )
-
-    def output(self, number: int, value: str) -> str:
-        """Attention's output projection, whose input heads may be wider than the checkpoint's."""
-        name = f"layers.{number}.self_attn.o_proj"
-        weight = Matrix(f"{name}.weight", (self.padded(self.parameter(f"{name}.weight").T).T,))
-        if not self.spec.output_bias:
-            return self.product(self.graph, value, weight, name)
-        product = self.product(self.graph, value, weight, f"{name}.product")
-        return self.graph.node("Add", [product, self.vector(f"{name}.bias")], name)
+        return self.layer(self.precision.down, f"{layer}.gated", f"{layer}.down_proj", bias)
 
     def build(self) -> None:
         """Writes everything."""
@@ -175,7 +182,7 @@ class _Builder:
             )
         head = "embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
         weight = Matrix("lm_head.weight", (self.parameter(head),))
-        self.head(graph, value, weight, "lm_head")
+        self.precision.head(graph, value, weight, "lm_head")
         graph.node(
             "Squeeze", ["lm_head", graph.data.add("axis", np.array([1], np.int64))], "logits"
         )

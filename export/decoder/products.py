@@ -184,20 +184,25 @@ class Precision(NamedTuple):
     """What a decoder multiplies with."""
 
     layers: Product
+    down: Product
+    """Of the MLP's second layer. The gated activations in front of it have a few channels and
+    positions that are a thousand times larger than all others in trained models of this kind: one
+    range for all would leave those others no levels."""
     head: Product
     """Of the output layer, where every error is one of the logits."""
 
     @property
-    def description(self) -> str:
+    def description(self) -> dict[str, str]:
         """Of the weights, in a few words."""
-        layers, head = self.layers.description, self.head.description
-        return layers if layers == head else f"{layers}; output layer {head}"
+        return {name: getattr(self, name).description for name in self._fields}
 
 
 PRECISIONS: dict[str, Callable[[], Precision]] = {
-    "fp32": lambda: Precision(Float32(), Float32()),
-    "int8": lambda: Precision(Int8(), Int8()),
-    "int4": lambda: Precision(Blocks(4, symmetric=False), Blocks(8, symmetric=True)),
+    "fp32": lambda: Precision(Float32(), Float32(), Float32()),
+    "int8": lambda: Precision(Int8(), Blocks(8, symmetric=True), Int8()),
+    "int4": lambda: Precision(
+        Blocks(4, symmetric=False), Blocks(4, symmetric=False), Blocks(8, symmetric=True)
+    ),
 }
 
 

@@ -15,10 +15,11 @@ import pytest
 from export.build import export
 from export.decoder.products import Blocks
 from export.decoder.reference import reference_logits
-from export.decoder.write import write_decoder
+from export.decoder.write import compare_decoder, write_decoder
 from export.errors import ExportError
 from export.verify import verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
+from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import BundleError, ConfigError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
 from paddle_recomp.loading import find_checkpoint, load
@@ -202,6 +203,30 @@ def test_a_block_is_within_a_step_of_what_it_was(bits: int, size: int, symmetric
     error = np.abs(found - rows).reshape(6, -1)
     assert (error <= np.repeat(np.abs(scale), size, axis=1)[:, : rows.shape[1]]).all()
     assert not found[2].any()
+
+
+def test_a_few_large_activations_do_not_cost_all_others_their_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One channel of an MLP a thousand times larger, and its weight behind as much smaller: the
+    same function, with the activations that trained models of this kind have."""
+    original = Checkpoint.parameter
+
+    def spiked(self: Checkpoint, part: str, name: str) -> np.ndarray:
+        array = original(self, part, name)
+        if name == "layers.1.mlp.up_proj.weight":
+            array = array.astype(np.float32)
+            array[7] *= 1000
+        elif name == "layers.1.mlp.down_proj.weight":
+            array = array.astype(np.float32)
+            array[:, 7] /= 1000
+        return array
+
+    monkeypatch.setattr(Checkpoint, "parameter", spiked)
+    checkpoint = find_checkpoint("demo")
+    for precision, least in (("fp32", 1 - 1e-9), ("int8", 0.9999), ("int4", 0.999)):
+        write_decoder(checkpoint, tmp_path, precision, {})
+        assert compare_decoder(checkpoint, tmp_path, precision)[1] > least
 
 
 MEMORY = """
