@@ -222,11 +222,15 @@ def test_a_few_large_activations_do_not_cost_all_others_their_levels(
             array[:, 7] /= 1000
         return array
 
-    monkeypatch.setattr(Checkpoint, "parameter", spiked)
     checkpoint = find_checkpoint("demo")
-    for precision, least in (("fp32", 1 - 1e-9), ("int8", 0.9999), ("int4", 0.999)):
-        write_decoder(checkpoint, tmp_path, precision, {})
-        assert compare_decoder(checkpoint, tmp_path, precision)[1] > least
+    lost = {}
+    for name, parameter in (("as trained", original), ("spiked", spiked)):
+        monkeypatch.setattr(Checkpoint, "parameter", parameter)
+        for precision in ("int8", "int4"):
+            write_decoder(checkpoint, tmp_path, precision, {})
+            lost[name, precision] = 1 - compare_decoder(checkpoint, tmp_path, precision)[1]
+    for precision in ("int8", "int4"):
+        assert lost["spiked", precision] < 2 * lost["as trained", precision]
 
 
 MEMORY = """
