@@ -394,3 +394,15 @@ def test_unknown_part(hf_folder: Folder, clip: Path, rewrite: Rewrite) -> None:
             ask("audio")
     with pytest.raises(CheckpointError, match="unknown part 'audio'"):
         next(checkpoint.parameters("audio"))
+
+
+def test_other_decoders_take_their_own_defaults(tmp_path: Path) -> None:
+    mistral = language(tmp_path, model_type="mistral")
+    assert (mistral.sliding_window, mistral.num_kv_heads, mistral.qkv_bias) == (4096, 8, False)
+    assert (mistral.intermediate_size, mistral.max_positions) == (14336, 131072)
+    assert language(tmp_path, model_type="mistral", sliding_window=None).sliding_window is None
+    qwen = language(tmp_path, model_type="qwen2", sliding_window=512, **ENDS)
+    assert (qwen.qkv_bias, qwen.output_bias, qwen.mlp_bias) == (True, False, False)
+    assert (qwen.sliding_window, qwen.vocab_size) == (None, 151936)
+    llama = language(tmp_path, attention_bias=True)
+    assert (llama.qkv_bias, llama.output_bias, llama.sliding_window) == (True, True, None)
