@@ -48,6 +48,12 @@ def export_bundle(
             "--operators", help="onnxruntime: with its fused attention; onnx: plain, for OpenVINO."
         ),
     ] = "onnxruntime",
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            "--decoder", help="fp32, int8 or int4, or none; default: as the bundle's precision."
+        ),
+    ] = None,
     kind: Annotated[
         str | None, typer.Option("--quantization", help="Of int8: dynamic (default) or static.")
     ] = None,
@@ -103,7 +109,16 @@ def export_bundle(
         heard = None if report is None else outcomes.append
         with _progress(len(STEPS.get(precision, ()))) as on_step:
             bundle = export(
-                model, output, clip, config, precision, operators, on_step, quantisation, heard
+                model,
+                output,
+                clip=clip,
+                config=config,
+                precision=precision,
+                operators=operators,
+                quantisation=quantisation,
+                decoder=decoder,
+                on_step=on_step,
+                on_outcome=heard,
             )
         for outcome in outcomes:
             print_ranking(Console(highlight=False), outcome)

@@ -10,14 +10,21 @@ from pathlib import Path
 from export.accuracy import Outcome, describe_outcome, quantise_towers, scales_of
 from export.calibration import Quantisation, load_samples
 from export.convert import Job, convert
+from export.decoder.write import describe_decoder, write_decoder
 from export.errors import ExportError
 from export.fuse import fuse
-from export.manifest import describe, describe_quantisation, metadata_of, write_manifest
+from export.manifest import (
+    decoder_metadata,
+    describe,
+    describe_quantisation,
+    metadata_of,
+    write_manifest,
+)
 from export.optimise import OPERATORS
 from export.scales import SCALES, write_scales
 from export.shapes import TRACED
 from export.writing import replaced_folder
-from paddle_recomp.bundle import PRECISIONS, Bundle, open_bundle
+from paddle_recomp.bundle import DECODER_PRECISIONS, PRECISIONS, Bundle, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.errors import ConfigError
@@ -26,10 +33,12 @@ from paddle_recomp.methods import get_method
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 
 STEPS = {
-    "fp32": (*TRACED, "encoder", "files"),
-    "int8": ("samples", *TRACED, "int8", "encoder", "files"),
+    "fp32": (*TRACED, "encoder", "decoder", "files"),
+    "int8": ("samples", *TRACED, "int8", "encoder", "decoder", "files"),
 }
 """What `on_step` hears, in order, by precision."""
+
+NO_DECODER = "none"
 
 SMALL_FILES = {
     "clip": (
@@ -59,21 +68,32 @@ def export(
     model: str | Path,
     output: Path,
     clip: str | Path | None = None,
+    *,
     config: CompressionConfig | None = None,
     precision: str = "fp32",
     operators: str = "onnxruntime",
-    on_step: Callable[[str], None] = lambda step: None,
     quantisation: Quantisation | None = None,
+    decoder: str | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> Bundle:
-    """Writes the bundle of a checkpoint, all of it or nothing, and opens it. `quantisation` is for
-    precision int8; `on_outcome` hears what it cost, which is then measured for each layer.
+    """Writes the bundle of a checkpoint, all of it or nothing, and opens it.
+
+    `operators` is one of OPERATORS; `quantisation` is for precision int8; `decoder` is the
+    precision of the language model, by default that of the bundle, and `none` leaves it out.
+    `on_outcome` hears what INT8 cost, which is then measured for each layer.
 
     Raises: ExportError, ConfigError, CheckpointError; ImageError for what is calibrated on."""
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     if operators not in OPERATORS:
         raise ConfigError(f"unknown operators {operators!r}; known: {', '.join(OPERATORS)}")
+    decoder = decoder or precision
+    if decoder not in (*DECODER_PRECISIONS, NO_DECODER):
+        raise ConfigError(
+            f"unknown precision {decoder!r} of the decoder; known: "
+            f"{', '.join((*DECODER_PRECISIONS, NO_DECODER))}"
+        )
     if quantisation is not None and precision != "int8":
         raise ConfigError(f"precision {precision!r} is not quantised; choose int8")
     config = config or CompressionConfig()
@@ -84,6 +104,8 @@ def export(
     LanguageTokenizer.from_folder(checkpoint.model_dir)
     name = DEMO if str(model) == DEMO else checkpoint.model_dir.resolve().name
     manifest = describe(checkpoint, name, config, precision, operators)
+    if decoder != NO_DECODER:
+        manifest["decoder"] = describe_decoder(checkpoint, decoder)
     if precision == "int8":
         on_step("samples")
         wanted, positions = quantisation or Quantisation(), checkpoint.spec.text.max_positions
@@ -111,6 +133,9 @@ def export(
             write_scales(folder / SCALES, scales_of(outcome, wanted), samples.description)
         on_step("encoder")
         fuse(folder, checkpoint.spec, metadata_of(manifest, "encoder"))
+        if decoder != NO_DECODER:
+            on_step("decoder")
+            write_decoder(checkpoint, folder, decoder, decoder_metadata(manifest))
         on_step("files")
         copy_small_files(checkpoint, folder)
         write_manifest(folder, manifest)

@@ -98,6 +98,17 @@ def metadata_of(manifest: dict[str, Any], graph: str) -> dict[str, str]:
     }
 
 
+def decoder_metadata(manifest: dict[str, Any]) -> dict[str, str]:
+    """The same for the decoder, which also says whose it is."""
+    keys = ("made_by", "decoder", "language_model")
+    return {
+        "recomp.format": str(manifest["format"]),
+        "recomp.graph": "decoder",
+        "recomp.precision": manifest["decoder"]["precision"],
+        **{f"recomp.{key}": _dump(manifest[key]) for key in keys},
+    }
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes recomp.json with the size and checksum of every other file of the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)

@@ -68,10 +68,10 @@ def quantise(
             nodes += _rows(node)
             continue
         value = node.input[0]
-        constants |= _eight_bits(weight, graph.constants[weight])
+        constants |= eight_bits(weight, graph.constants[weight])
         if ranges is not None and value not in done:
             constants |= _scale_of(value, *ranges[value])
-        make = _dynamic if ranges is None else _static
+        make = dynamic if ranges is None else _static
         nodes += make(node, first=value not in done)
         done.add(value)
     made = OnnxGraph(nodes, constants, graph.inputs, graph.outputs, graph.opset)
@@ -79,7 +79,7 @@ def quantise(
     return made
 
 
-def _eight_bits(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+def eight_bits(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Float [K, N] -> S8 [K, N], float scale [N], S8 zero [N]."""
     levels, scale = _levels(weight, reduced=0)
     zero = np.zeros(levels.shape[1], np.int8)
@@ -120,7 +120,7 @@ def _static(node: NodeProto, first: bool) -> list[NodeProto]:
     ]
 
 
-def _dynamic(node: NodeProto, first: bool) -> list[NodeProto]:
+def dynamic(node: NodeProto, first: bool) -> list[NodeProto]:
     """The pattern that the runtime fuses: an integer product, scaled back."""
     value, weight = node.input
     measured = [f"{value}.uint8", f"{value}.scale", f"{value}.zero"]

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from export.decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from export.errors import VerificationError
 from export.parity import mean_cosine, relative_difference
 from export.samples import load_pictures, load_questions
@@ -19,6 +20,7 @@ from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import open_bundle
+from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.loading import find_checkpoint, image_processor, projector_checksum
 from paddle_recomp.preprocess import ClipTokenizer
@@ -101,6 +103,8 @@ def verify_bundle(
             "token_bounds": budgets(batch, bundle.num_patches),
         }
         rows.extend(compare_backends(eager, onnx, inputs, bundle.precision))
+    if bundle.decoder is not None:
+        rows.append(_compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision))
     return rows
 
 
@@ -193,6 +197,13 @@ def _compare_tokens(
     ours, theirs = (array["visual_embeds"][same, :width] for array in (expected, found))
     row = _difference(batch, stage, "visual_embeds", ours, theirs, difference)
     yield row if same.any() else replace(row, value=float("inf"))
+
+
+def _compare_decoder(checkpoint: Checkpoint, folder: Path, precision: str) -> Row:
+    difference, cosine = compare_decoder(checkpoint, folder, precision)
+    if precision in COSINES:
+        return Row(PROMPTS, "decoder", "logits", "cosine", cosine, COSINES[precision])
+    return Row(PROMPTS, "decoder", "logits", "difference", difference, DIFFERENCE)
 
 
 def _difference(

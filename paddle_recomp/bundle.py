@@ -28,6 +28,8 @@ FORMAT = 1
 """The version of the layout; a reader refuses a newer one."""
 PRECISIONS = ("fp32", "int8")
 """What this version can run."""
+DECODER_PRECISIONS = ("fp32", "int8", "int4")
+"""The same of the language model's decoder."""
 
 _T = TypeVar("_T")
 
@@ -42,6 +44,24 @@ class GraphInfo:
 
 
 @dataclass(frozen=True)
+class DecoderInfo:
+    """The language model's decoder: its files, and the sizes of its KV cache."""
+
+    file: str
+    embed_tokens: str
+    """The embedding of the vocabulary, an array in numpy's format."""
+    precision: str
+    context: int
+    """Positions that prompt and answer may have together."""
+    num_layers: int
+    num_kv_heads: int
+    cache_width: int
+    """Of a head in the KV cache, which may be wider than the checkpoint's."""
+    hidden_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """What a file must be."""
 
@@ -51,7 +71,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class LanguageModelSource:
-    """The checkpoint whose language model answers. Its weights are not in the bundle."""
+    """The checkpoint whose language model answers."""
 
     name: str
     """`demo`, or the name that the folder had; never its path, which is another machine's."""
@@ -74,6 +94,8 @@ class Bundle:
     graphs: Mapping[Graph, GraphInfo]
     files: Mapping[str, FileInfo]
     language_model: LanguageModelSource
+    decoder: DecoderInfo | None
+    """None where the language model is not in the bundle."""
 
     @property
     def clip_dir(self) -> Path:
@@ -144,6 +166,7 @@ def open_bundle(folder: Path) -> Bundle:
         language_model=LanguageModelSource(
             _field(path, source, "name", str), _field(path, source, "projector_sha256", str)
         ),
+        decoder=_decoder(path, manifest, files),
     )
 
 
@@ -263,3 +286,37 @@ def _graphs(
                 )
         graphs[name] = GraphInfo(file, found["inputs"], found["outputs"])
     return graphs
+
+
+def _decoder(
+    path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileInfo]
+) -> DecoderInfo | None:
+    if manifest.get("decoder") is None:
+        return None
+    about = _field(path, manifest, "decoder", dict)
+    numbers = {
+        name: _field(path, about, name, int)
+        for name in (
+            "context",
+            "num_layers",
+            "num_kv_heads",
+            "cache_width",
+            "hidden_size",
+            "vocab_size",
+        )
+    }
+    info = DecoderInfo(
+        file=_field(path, about, "file", str),
+        embed_tokens=_field(path, about, "embed_tokens", str),
+        precision=_field(path, about, "precision", str),
+        **numbers,
+    )
+    if info.precision not in DECODER_PRECISIONS:
+        raise BundleError(
+            f"{path}: the decoder's precision {info.precision!r} cannot be run here; can be: "
+            f"{', '.join(DECODER_PRECISIONS)}"
+        )
+    for name in (info.file, f"{info.file}.data", info.embed_tokens):
+        if name not in files:
+            raise BundleError(f"{path}: the decoder needs {name!r}, which is not listed")
+    return info

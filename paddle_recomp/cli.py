@@ -52,7 +52,7 @@ ClipOption = Annotated[
 ]
 LlmOption = Annotated[
     Path | None,
-    typer.Option("--llm", help="For a bundle: the checkpoint folder with its language model."),
+    typer.Option("--llm", help="For a bundle without one: the checkpoint with its language model."),
 ]
 PresetOption = Annotated[
     str | None,

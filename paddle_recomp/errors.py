@@ -25,6 +25,10 @@ class ContextLengthError(RecompError, ValueError):
     """Prompt, visual tokens and answer together exceed the language model's context."""
 
 
+class StateError(RecompError, RuntimeError):
+    """A KV cache that cannot be continued like this: it was before, or belongs elsewhere."""
+
+
 class CheckpointError(RecompError, ValueError):
     """A folder that is not a usable checkpoint: a wrong key, shape, type or field."""
 

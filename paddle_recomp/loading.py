@@ -66,12 +66,26 @@ def load(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     llm: str | Path | None = None,
 ) -> VLM:
-    """A runner for a checkpoint, or for a bundle, whose language model `llm` names: the folder
-    of the checkpoint that it was exported from (with `clip` beside it, as for any checkpoint).
+    """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
+    was exported without its language model takes it from the folder of the checkpoint that it was
+    exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_encoder`."""
-    found = find(model, clip)
+    found, done = find(model, clip), 0
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        on_progress(done, total)
+
+    if isinstance(found, Bundle) and found.decoder is not None and llm is None:
+        encoder = load_encoder(found, config, device)
+        from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
+
+        total = sum(found.files[name].num_bytes for name in decoder_files(found))
+        decoder = OnnxDecoder.from_bundle(found, [device], on_file=on_bytes)
+        return VLM(encoder, decoder, LanguageTokenizer.from_folder(found.llm_dir))
     if isinstance(found, Bundle):
         parts: tuple[str, ...] = PARTS[-1:]
         checkpoint = _language_checkpoint(found, llm, clip)
@@ -81,19 +95,13 @@ def load(
         if llm is not None:
             raise ConfigError(f"{model} is a checkpoint and has its own language model")
         parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
-    total, done = sum(checkpoint.num_bytes(part) for part in parts), 0
-
-    def on_tensor(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        on_progress(done, total)
-
-    encoder = load_encoder(found, config, device, on_tensor)
+    total = sum(checkpoint.num_bytes(part) for part in parts)
+    encoder = load_encoder(found, config, device, on_bytes)
     with _paddle_required():
         from paddle_recomp.llm.paddle_llama import PaddleLlama
     return VLM(
         encoder,
-        PaddleLlama(checkpoint, llm_device, on_tensor),
+        PaddleLlama(checkpoint, llm_device, on_bytes),
         LanguageTokenizer.from_folder(llm_dir),
     )
 
@@ -109,7 +117,7 @@ def projector_checksum(checkpoint: Checkpoint) -> str:
 def _language_checkpoint(
     bundle: Bundle, llm: str | Path | None, clip: str | Path | None
 ) -> Checkpoint:
-    """The decoder is not in the bundle yet, so it comes from the checkpoint.
+    """The checkpoint of a bundle's language model.
 
     Raises: ConfigError when its folder has to be named; BundleError when it is another one."""
     source = bundle.language_model

@@ -82,6 +82,7 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
         "patches": bundle.num_patches,
         "chat_template": bundle.template,
         "language_model": bundle.language_model.name,
+        "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }
     sizes = {name: info.num_bytes for name, info in bundle.files.items()}
     if as_json:

@@ -132,7 +132,7 @@ class VLM:
         """The embeddings [T, D] of a prompt, visual tokens where it names the picture."""
         visual = prompt.compressed.tokens[0]
         ids = np.array(self.tokenizer.encode(prompt.text), dtype=np.int64)
-        words, context = len(ids) - 1, self.language_model.spec.max_positions
+        words, context = len(ids) - 1, self.language_model.context
         if words + len(visual) + max_new_tokens > context:
             raise ContextLengthError(
                 f"the prompt has {words} tokens of text and {len(visual)} of the picture, the "

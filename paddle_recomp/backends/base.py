@@ -39,6 +39,10 @@ OUTPUTS: dict[Graph, tuple[str, ...]] = {
     "encoder": _TOKENS,
 }
 
+CACHE_KINDS = ("key", "value")
+PAST, PRESENT = "past_key_values.{layer}.{kind}", "present.{layer}.{kind}"
+"""The KV cache of each layer in front of a decoder and behind it: one and the same memory."""
+
 
 class Backend(Protocol):
     """Runs the graphs in front of the language model."""

@@ -44,6 +44,15 @@ class Checkpoint:
         for name, tensor in sorted(stored, key=lambda item: (item[1].file, item[1].offset)):
             yield name, load(tensor)
 
+    def parameter(self, part: str, name: str) -> np.ndarray[Any, Any]:
+        """One parameter by its canonical name, as `parameters` gives it.
+
+        Raises: CheckpointError for an unknown part or name, or a file that has gone meanwhile."""
+        stored = self._part(part)
+        if name not in stored:
+            raise CheckpointError(f"{part} has no parameter {name!r}")
+        return load(stored[name])
+
     def expected(self, part: str) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape of every parameter of a part.
 

@@ -20,6 +20,7 @@ from paddle_recomp.checkpoint.fields import (
     string,
 )
 from paddle_recomp.checkpoint.spec import (
+    LANGUAGE_MODELS,
     LanguageModelSpec,
     ModelSpec,
     ProjectorSpec,
@@ -27,6 +28,31 @@ from paddle_recomp.checkpoint.spec import (
     VisionTowerSpec,
 )
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+
+_LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
+    "llama": {
+        "vocab_size": 32000,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": {
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+    },
+    "mistral": {
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+"""What transformers takes where a config.json leaves a field out and the types differ."""
 
 
 class ClipConfig(NamedTuple):
@@ -206,37 +232,53 @@ def _original(config: Json, overrides: Json, clip: ClipConfig) -> ModelSpec:
 
 
 def _language(config: Json, overrides: Json, tied: bool) -> LanguageModelSpec:
-    model_type = string(config, "model_type", "llama")
-    if model_type == "llama":
-        choice(config, "hidden_act", ("silu",), "silu")
+    model_type = choice(config, "model_type", LANGUAGE_MODELS, "llama")
+    absent = _LANGUAGE_DEFAULTS[model_type]
+    choice(config, "hidden_act", ("silu",), "silu")
     hidden_size = integer(config, "hidden_size", 4096)
     num_heads = integer(config, "num_attention_heads", 32)
     theta, scaling = _rope(config)
     eos_source = config if overrides.get("eos_token_id") is None else overrides
+    attention_bias = model_type == "llama" and boolean(config, "attention_bias", False)
     spec = LanguageModelSpec(
-        vocab_size=integer(config, "vocab_size", 32000),
+        vocab_size=integer(config, "vocab_size", absent["vocab_size"]),
         hidden_size=hidden_size,
-        intermediate_size=integer(config, "intermediate_size", 11008),
+        intermediate_size=integer(config, "intermediate_size", absent["intermediate_size"]),
         num_layers=integer(config, "num_hidden_layers", 32),
         num_heads=num_heads,
-        num_kv_heads=integer(config, "num_key_value_heads", num_heads),
+        num_kv_heads=integer(
+            config, "num_key_value_heads", absent.get("num_key_value_heads", num_heads)
+        ),
         head_dim=integer(config, "head_dim", hidden_size // max(num_heads, 1)),
-        max_positions=integer(config, "max_position_embeddings", 2048),
+        max_positions=integer(config, "max_position_embeddings", absent["max_position_embeddings"]),
         rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=tied,
-        attention_bias=boolean(config, "attention_bias", False),
-        mlp_bias=boolean(config, "mlp_bias", False),
-        bos_token_id=integer(config, "bos_token_id", 1),
-        eos_token_ids=integers(eos_source, "eos_token_id", 2),
+        qkv_bias=attention_bias or model_type == "qwen2",
+        output_bias=attention_bias,
+        mlp_bias=model_type == "llama" and boolean(config, "mlp_bias", False),
+        bos_token_id=integer(config, "bos_token_id", absent.get("bos_token_id")),
+        eos_token_ids=integers(eos_source, "eos_token_id", absent.get("eos_token_id")),
         model_type=model_type,
+        sliding_window=_sliding_window(config, model_type),
     )
     if config.get("head_dim") is None and hidden_size % num_heads:
         raise CheckpointError(
             f"hidden_size is {hidden_size}, not a multiple of num_attention_heads, {num_heads}"
         )
     return spec
+
+
+def _sliding_window(config: Json, model_type: str) -> int | None:
+    if model_type == "qwen2" and boolean(config, "use_sliding_window", False):
+        raise CheckpointError(
+            "use_sliding_window is true, which lets some layers attend to a window and some to "
+            "all; a Qwen2 can be read where all attend to all"
+        )
+    if model_type != "mistral" or config.get("sliding_window", 4096) is None:
+        return None
+    return integer(config, "sliding_window", 4096)
 
 
 def _rope(config: Json) -> tuple[float, dict[str, Any] | None]:

@@ -87,13 +87,13 @@ def language_model(spec: LanguageModelSpec) -> Shapes:
     for number in range(spec.num_layers):
         layer = f"layers.{number}"
         shapes[f"{layer}.input_layernorm.weight"] = (width,)
-        for name, out, inp in (
-            ("q_proj", queries, width),
-            ("k_proj", values, width),
-            ("v_proj", values, width),
-            ("o_proj", width, queries),
+        for name, out, inp, bias in (
+            ("q_proj", queries, width, spec.qkv_bias),
+            ("k_proj", values, width, spec.qkv_bias),
+            ("v_proj", values, width, spec.qkv_bias),
+            ("o_proj", width, queries, spec.output_bias),
         ):
-            shapes |= _linear(f"{layer}.self_attn.{name}", out, inp, bias=spec.attention_bias)
+            shapes |= _linear(f"{layer}.self_attn.{name}", out, inp, bias=bias)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
         for name, out, inp in (
             ("gate_proj", inner, width),

@@ -11,6 +11,9 @@ from paddle_recomp.errors import CheckpointError
 PARTS = ("vision_tower", "text_tower", "projector", "language_model")
 """The parts of a model, in the order in which data passes through them."""
 
+LANGUAGE_MODELS = ("llama", "qwen2", "mistral")
+"""The model_types of the decoders that can be read."""
+
 _MAX_LAYERS = 1000  # what a file claims must not fill the memory with names
 
 
@@ -119,7 +122,7 @@ class ProjectorSpec:
 
 @dataclass(frozen=True)
 class LanguageModelSpec:
-    """A Llama decoder.
+    """A decoder of Llama's kind: Llama itself, Qwen2 or Mistral.
 
     Raises: CheckpointError for another architecture or sizes that do not fit together."""
 
@@ -137,17 +140,18 @@ class LanguageModelSpec:
     rope_scaling: Mapping[str, Any] | None = field(hash=False)
     """None, or `rope_type` (linear, dynamic, llama3) with `factor` and the type's own fields."""
     tie_word_embeddings: bool
-    attention_bias: bool
+    qkv_bias: bool
+    output_bias: bool
+    """Of attention's output projection."""
     mlp_bias: bool
     bos_token_id: int
     eos_token_ids: tuple[int, ...]
     model_type: str = "llama"
+    sliding_window: int | None = None
+    """Positions that a token attends to, its own included; None: all before it."""
 
     def __post_init__(self) -> None:
-        if self.model_type != "llama":
-            raise CheckpointError(
-                f"the language model is of type {self.model_type!r}; only 'llama' is supported"
-            )
+        _check_one_of("the language model's model_type", self.model_type, LANGUAGE_MODELS)
         _check_sizes(self, may_be_zero=("bos_token_id",))
         _check_divides(self, "num_heads", "num_kv_heads")
         if self.head_dim % 2:

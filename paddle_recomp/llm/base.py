@@ -1,33 +1,92 @@
-"""What every language model offers: embed, prefill, decode; whatever runs it.
+"""What every language model offers: embed, prefill, extend, decode; whatever runs it.
 
 B prompts, T positions, D width, V vocabulary."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from paddle_recomp.checkpoint import LanguageModelSpec
+from paddle_recomp.errors import ContextLengthError, StateError
 
-State = Any
-"""The KV cache and what belongs to it, opaque to everyone but the model that made it."""
+
+@dataclass
+class State:
+    """The KV cache of a batch of prompts. A call that takes a state spends it and gives the next
+    one, because the cache grows in place; only the latest state can be continued."""
+
+    lengths: np.ndarray
+    """[B] int64: the positions of each prompt that are in the cache."""
+    owner: object = field(repr=False)
+    content: Any = field(repr=False)
+    """Only the owner knows what it is."""
+    spent: bool = False
+
+    def spend(self, owner: object) -> Any:
+        """The content, once.
+
+        Raises: StateError for a state that was continued before, or that another model made."""
+        if self.owner is not owner:
+            raise StateError("the KV cache was made by another language model")
+        if self.spent:
+            raise StateError("the KV cache was continued before; continue from the state after it")
+        self.spent = True
+        return self.content
 
 
 class LanguageModel(Protocol):
-    """A decoder that takes embeddings, so that visual tokens can stand among words."""
+    """A decoder that takes embeddings, so that visual tokens can stand among words.
 
-    spec: LanguageModelSpec
+    Prompts of a batch are padded on the right, and `lengths` [B] int64 says how many positions of
+    each are real; what stands behind them changes nothing."""
+
+    @property
+    def context(self) -> int:
+        """The positions that a conversation may have."""
+        ...
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """Token ids [T] int64 -> embeddings [T, D] float32."""
         ...
 
-    def prefill(self, embeds: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, State]:
-        """embeds [B, T, D], mask [B, T] (0 where padded, on the left) -> logits of the last
-        position [B, V] float32, state."""
+    def prefill(
+        self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
+    ) -> tuple[np.ndarray, State]:
+        """embeds [B, T, D] float32 -> logits behind the last real position of each prompt [B, V]
+        float32, state. `capacity`: the positions that the cache shall have room for from the
+        start; it grows where that is not enough.
+
+        Raises: ContextLengthError."""
+        ...
+
+    def extend(
+        self, embeds: np.ndarray, lengths: np.ndarray, state: State
+    ) -> tuple[np.ndarray, State]:
+        """More positions of each prompt [B, T, D], at least one -> as `prefill`. Spends the state.
+
+        Raises: ContextLengthError, which spends nothing; StateError."""
         ...
 
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """The next token of each prompt [B] int64 -> logits [B, V] float32, state."""
+        """The next token of each prompt [B] int64 -> as `extend`, of one position each."""
         ...
+
+
+def check_lengths(embeds: np.ndarray, lengths: np.ndarray, past: np.ndarray, context: int) -> None:
+    """New positions [B, T, D], of which `lengths` [B] are real, behind `past` [B] others.
+
+    Raises: StateError for another batch than the past's, or lengths outside 1 … T;
+    ContextLengthError when a prompt becomes longer than the context."""
+    if not len(embeds) == len(lengths) == len(past):
+        raise StateError(
+            f"{len(embeds)} prompts and {len(lengths)} lengths for a KV cache of {len(past)}"
+        )
+    if lengths.min() < 1 or lengths.max() > embeds.shape[1]:
+        raise StateError(f"lengths are {lengths.tolist()}; expected 1 to {embeds.shape[1]}")
+    longest = int((past + lengths).max())
+    if longest > context:
+        raise ContextLengthError(
+            f"a prompt has {longest} positions; the language model's context is {context}"
+        )

@@ -9,15 +9,14 @@ import numpy as np
 from paddle_recomp.llm.base import LanguageModel
 
 
-def pad_left(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts [T_i, D] -> embeds [B, T, D], mask [B, T] int64; left, so that all end together."""
-    longest = max(len(prompt) for prompt in prompts)
-    embeds = np.zeros((len(prompts), longest, prompts[0].shape[1]), dtype=np.float32)
-    mask = np.zeros((len(prompts), longest), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        embeds[i, longest - len(prompt) :] = prompt
-        mask[i, longest - len(prompt) :] = 1
-    return embeds, mask
+def pad_right(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts [T_i, D] -> embeds [B, T, D], lengths [B] int64."""
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    shape = (len(prompts), int(lengths.max()), prompts[0].shape[1])
+    embeds = np.zeros(shape, dtype=np.float32)
+    for row, prompt in zip(embeds, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return embeds, lengths
 
 
 def generate(
@@ -29,7 +28,8 @@ def generate(
     """Greedy decoding of prompts [T_i, D]: yields the next token of each [B] int64, and an
     end-of-sequence id for those that have ended; stops when all have."""
     ends = np.array(eos_token_ids)
-    logits, state = model.prefill(*pad_left(prompts))
+    embeds, lengths = pad_right(prompts)
+    logits, state = model.prefill(embeds, lengths, int(lengths.max()) + max_new_tokens)
     done = np.zeros(len(prompts), dtype=bool)
     for step in range(max_new_tokens):
         tokens = np.where(done, ends[0], logits.argmax(axis=-1))

@@ -11,16 +11,17 @@ import paddle
 from paddle_recomp.backends.devices import place
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.llm.base import State, check_lengths
 from paddle_recomp.types import Tensor
 from paddle_recomp.weights import load_part
 
 
-class PaddleState(NamedTuple):
-    """The KV cache with its mask [B, T] and the last position of each prompt [B, 1]."""
+class Cache(NamedTuple):
+    """Keys and values of each layer, with the mask [B, T] of the positions that are real: between
+    those of one call and the next there is the padding of the first."""
 
-    cache: tuple[tuple[Tensor, Tensor], ...]
+    layers: tuple[tuple[Tensor, Tensor], ...] | None
     mask: Tensor
-    position: Tensor
 
 
 class PaddleLlama:
@@ -57,39 +58,48 @@ class PaddleLlama:
             embeds = self.model.llama.embed_tokens(paddle.to_tensor(ids, place=self.place))
             return np.asarray(embeds.astype("float32").numpy())
 
-    def prefill(self, embeds: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, PaddleState]:
-        """See `LanguageModel.prefill`."""
-        attention_mask = paddle.to_tensor(mask, dtype="int64", place=self.place)
-        positions = (attention_mask.cumsum(axis=1) - 1).clip(min=0)
+    @property
+    def context(self) -> int:
+        """See `LanguageModel.context`."""
+        return self.spec.max_positions
+
+    def prefill(
+        self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
+    ) -> tuple[np.ndarray, State]:
+        """See `LanguageModel.prefill`; the cache is made anew at each step, whatever `capacity`
+        is."""
+        empty = Cache(None, paddle.zeros([len(embeds), 0], dtype="int64"))
+        return self.extend(embeds, lengths, State(np.zeros_like(lengths), self, empty))
+
+    def extend(
+        self, embeds: np.ndarray, lengths: np.ndarray, state: State
+    ) -> tuple[np.ndarray, State]:
+        """See `LanguageModel.extend`."""
+        check_lengths(embeds, lengths, state.lengths, self.context)
+        past: Cache = state.spend(self)
+        steps = np.arange(embeds.shape[1])
+        positions = state.lengths[:, None] + np.minimum(steps, lengths[:, None] - 1)
+        real = paddle.to_tensor(steps < lengths[:, None], dtype="int64", place=self.place)
+        mask = paddle.concat([past.mask, real], axis=1)
         dtype = self.model.llama.embed_tokens.weight.dtype
-        inputs = paddle.to_tensor(embeds, place=self.place).astype(dtype)
-        return self._step({"inputs_embeds": inputs}, positions, attention_mask, None)
-
-    def decode(self, ids: np.ndarray, state: PaddleState) -> tuple[np.ndarray, PaddleState]:
-        """See `LanguageModel.decode`."""
-        tokens = paddle.to_tensor(ids, dtype="int64", place=self.place).unsqueeze(1)
-        mask = paddle.concat([state.mask, paddle.ones_like(state.mask[:, :1])], axis=1)
-        return self._step({"input_ids": tokens}, state.position + 1, mask, state.cache)
-
-    def _step(
-        self,
-        inputs: dict[str, Tensor],
-        positions: Tensor,
-        mask: Tensor,
-        cache: tuple[tuple[Tensor, Tensor], ...] | None,
-    ) -> tuple[np.ndarray, PaddleState]:
         # Without position_ids a cached step is silently wrong; without a 2-D mask it fails.
         with paddle.no_grad():
-            hidden, cache = self.model.llama(
-                **inputs,
-                position_ids=positions,
+            hidden, layers = self.model.llama(
+                inputs_embeds=paddle.to_tensor(embeds, place=self.place).astype(dtype),
+                position_ids=paddle.to_tensor(positions, place=self.place),
                 attention_mask=mask,
-                past_key_values=cache,
+                past_key_values=past.layers,
                 use_cache=True,
             )[:2]
-            logits = self.model.lm_head(hidden[:, -1:]).squeeze(1)
-        state = PaddleState(cache, mask, positions[:, -1:])
-        return np.asarray(logits.astype("float32").numpy()), state
+            rows = paddle.arange(len(embeds))
+            last = hidden[rows, paddle.to_tensor(lengths - 1, place=self.place)]
+            logits = self.model.lm_head(last)
+        after = State(state.lengths + lengths, self, Cache(layers, mask))
+        return np.asarray(logits.astype("float32").numpy()), after
+
+    def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        """See `LanguageModel.decode`."""
+        return self.extend(self.embed(ids)[:, None], np.ones(len(ids), dtype=np.int64), state)
 
 
 def _paddlenlp_name(name: str) -> str:
@@ -107,9 +117,12 @@ def _paddlenlp_config(spec: LanguageModelSpec) -> Tensor:
             f"head_dim is {spec.head_dim}; paddlenlp's Llama needs hidden_size / "
             f"num_attention_heads = {spec.hidden_size / spec.num_heads:g}"
         )
-    for name in ("attention_bias", "mlp_bias"):
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "sliding_window"):
         if getattr(spec, name):
-            raise CheckpointError(f"{name} is true; paddlenlp's Llama has no such bias")
+            raise CheckpointError(
+                f"{name} is {getattr(spec, name)}, which paddlenlp's Llama does not have; a bundle "
+                "runs it: python -m export"
+            )
     scaling: dict[str, object] = {}
     if spec.rope_scaling is not None:
         kind = spec.rope_scaling["rope_type"]

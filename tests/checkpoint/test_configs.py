@@ -105,6 +105,8 @@ VISION_LARGE_336 = VisionTowerSpec(336, 14, 1024, 4096, 24, 16, "quick_gelu", 1e
 TEXT_LARGE = TextTowerSpec(49408, 77, 768, 3072, 12, 12, "quick_gelu", 1e-5, 768, 49407)
 LARGE_336 = ClipConfig(VISION_LARGE_336, TEXT_LARGE)
 
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+
 
 def clip_config(folder: Path, config: Any) -> ClipConfig:
     write_json(folder / "config.json", config)
@@ -134,7 +136,8 @@ def test_published_llava_hf_takes_the_defaults_of_7b(tmp_path: Path) -> None:
         rope_theta=10000.0,
         rope_scaling=None,
         tie_word_embeddings=False,
-        attention_bias=False,
+        qkv_bias=False,
+        output_bias=False,
         mlp_bias=False,
         bos_token_id=1,
         eos_token_ids=(2,),
@@ -267,7 +270,13 @@ def test_end_ids(tmp_path: Path) -> None:
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
         ({"eos_token_id": []}, "eos_token_id is a list"),
         ({"eos_token_id": 32000}, "eos_token_id is 32000, outside the vocabulary of 32000"),
-        ({"model_type": "mistral"}, "the language model is of type 'mistral'; only 'llama'"),
+        ({"model_type": "gemma"}, "model_type is 'gemma'; supported: llama, qwen2, mistral"),
+        ({"model_type": "qwen2"}, "'bos_token_id' is missing"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, **ENDS},
+            "use_sliding_window is true",
+        ),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu"),
     ],
 )
@@ -385,3 +394,15 @@ def test_unknown_part(hf_folder: Folder, clip: Path, rewrite: Rewrite) -> None:
             ask("audio")
     with pytest.raises(CheckpointError, match="unknown part 'audio'"):
         next(checkpoint.parameters("audio"))
+
+
+def test_other_decoders_take_their_own_defaults(tmp_path: Path) -> None:
+    mistral = language(tmp_path, model_type="mistral")
+    assert (mistral.sliding_window, mistral.num_kv_heads, mistral.qkv_bias) == (4096, 8, False)
+    assert (mistral.intermediate_size, mistral.max_positions) == (14336, 131072)
+    assert language(tmp_path, model_type="mistral", sliding_window=None).sliding_window is None
+    qwen = language(tmp_path, model_type="qwen2", sliding_window=512, **ENDS)
+    assert (qwen.qkv_bias, qwen.output_bias, qwen.mlp_bias) == (True, False, False)
+    assert (qwen.sliding_window, qwen.vocab_size) == (None, 151936)
+    llama = language(tmp_path, attention_bias=True)
+    assert (llama.qkv_bias, llama.output_bias, llama.sliding_window) == (True, True, None)

@@ -10,7 +10,8 @@ import pytest
 from export.verify import budgets
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
 from paddle_recomp.backends.eager import EagerBackend
-from paddle_recomp.backends.onnx import OnnxBackend, available_providers
+from paddle_recomp.backends.onnx import OnnxBackend
+from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig, TokenBudget

@@ -107,11 +107,10 @@ def test_the_configuration_of_a_bundle_is_fixed(demo_bundle: Bundle) -> None:
         load_encoder(demo_bundle, CompressionConfig(members=9))
 
 
-def test_the_language_model_has_to_be_the_right_one(
-    golden_bundle: Bundle, demo_bundle: Bundle, copy: Path
-) -> None:
+def test_the_language_model_has_to_be_the_right_one(demo_bundle: Bundle, copy: Path) -> None:
+    edit(copy, decoder=None, language_model={"name": "llava", "projector_sha256": "0" * 64})
     with pytest.raises(ConfigError, match=r"'llava'.*--llm"):
-        load(golden_bundle.folder)
+        load(copy)
     edit(copy, language_model={"name": "demo", "projector_sha256": "0" * 64})
     with pytest.raises(BundleError, match="another checkpoint"):
         load(copy)
@@ -143,9 +142,9 @@ def test_the_demos_questions_get_the_same_answers(demo_bundle: Bundle) -> None:
 
 
 def test_the_light_install_runs_a_bundle(
-    demo_bundle: Bundle, picture: Path, tmp_path: Path
+    demo_bundle: Bundle, copy: Path, picture: Path, tmp_path: Path
 ) -> None:
-    """paddle is hidden from the process; the language model is not asked."""
+    """paddle is hidden from the process."""
     hidden = ("paddle", "paddlenlp", "onnx")
 
     def recomp(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -157,9 +156,13 @@ def test_the_light_install_runs_a_bundle(
     assert done.returncode == 0, done.stderr
     assert overlay.is_file()
     assert recomp("info", str(demo_bundle.folder)).returncode == 0
-    asked = recomp("ask", str(picture), QUESTION, *model)
-    assert asked.returncode == 2
-    assert "paddle-recomp[paddle]" in asked.stderr
+    asked = recomp("ask", str(picture), QUESTION, *model, "--json")
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)["answer"] == load("demo").ask(picture, QUESTION).text
+    edit(copy, decoder=None)
+    refused = recomp("ask", str(picture), QUESTION, "--model", str(copy))
+    assert refused.returncode == 2
+    assert "paddle-recomp[paddle]" in refused.stderr
 
 
 def test_without_onnxruntime_the_extra_is_named(demo_bundle: Bundle, picture: Path) -> None:

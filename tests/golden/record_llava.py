@@ -1,4 +1,4 @@
-"""Records what transformers computes from small random LLaVA models of other shapes.
+"""Records what transformers computes from small random LLaVA models of other shapes and decoders.
 
 Run in an environment of its own, with torch and transformers:
     python tests/golden/record_llava.py tests/golden/hf_llava_variants
@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MistralConfig,
+    Qwen2Config,
 )
 
 IMAGE_TOKEN = 5
@@ -40,7 +42,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
     },
     "tied": {"tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+    "biased": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2, "rope_theta": 1e6, "tie_word_embeddings": True},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8, "head_dim": 16},
 }
+DECODERS = {"qwen2": Qwen2Config, "mistral": MistralConfig}
+"""Of the variants that are no Llama."""
 
 
 def record(name: str, options: dict[str, Any], folder: Path, seed: int) -> None:
@@ -74,7 +81,7 @@ def record(name: str, options: dict[str, Any], folder: Path, seed: int) -> None:
         )
     ).eval()
     tied = options.get("tie_word_embeddings", False)
-    text = LlamaConfig(
+    text = DECODERS.get(name, LlamaConfig)(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=56,
@@ -96,8 +103,8 @@ def record(name: str, options: dict[str, Any], folder: Path, seed: int) -> None:
         )
     ).eval()
     with torch.no_grad():
-        for parameter in llava.model.language_model.parameters():
-            if parameter.dim() > 1:
+        for key, parameter in llava.model.language_model.named_parameters():
+            if parameter.dim() > 1 or key.endswith("bias"):
                 parameter.normal_(0, 0.15)
         tower = llava.model.vision_tower
         tower.load_state_dict(

@@ -1,0 +1,82 @@
+"""What the precision of the decoder does to the demo model's answers, everything else the same.
+
+python -m benchmarks.decoder_answers --scenes 270
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.demo_accuracy import Item, draw_items
+from export.decoder.write import write_decoder
+from paddle_recomp.bundle import DECODER_PRECISIONS
+from paddle_recomp.config import TokenBudget
+from paddle_recomp.llm.onnx_decoder import OnnxDecoder
+from paddle_recomp.loading import find_checkpoint, load
+from paddle_recomp.runner import VLM
+
+BUDGETS = {
+    "full": TokenBudget(full=True),
+    "dynamic": TokenBudget(),
+    "32 tokens": TokenBudget(tokens=32),
+}
+Counts = Counter[tuple[str, str]]
+"""By budget and precision."""
+
+
+def count(items: Sequence[Item], models: dict[str, VLM]) -> tuple[Counts, Counts]:
+    """How many answers are right, and how many are those of fp32."""
+    right: Counts = Counter()
+    same: Counts = Counter()
+    number, seen = -1, None
+    for item in track(items, "answering"):
+        if seen is None or item.number != number:
+            number = item.number
+            seen = models["fp32"].see(Image.fromarray(item.scene.image))
+        for name, budget in BUDGETS.items():
+            answers = {
+                precision: model.ask(seen, item.question.question, budget, max_new_tokens=8).text
+                for precision, model in models.items()
+            }
+            for precision, answer in answers.items():
+                right[name, precision] += answer == item.question.answer
+                same[name, precision] += answer == answers["fp32"]
+    return right, same
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=270)
+    options = parser.parse_args()
+    eager, checkpoint = load("demo"), find_checkpoint("demo")
+    models = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in DECODER_PRECISIONS:
+            target = Path(folder) / precision
+            target.mkdir()
+            info = write_decoder(checkpoint, target, precision, {})
+            decoder = OnnxDecoder(target, info, threads=1)
+            models[precision] = VLM(eager.encoder, decoder, eager.tokenizer)
+        items = draw_items(options.scenes)
+        right, same = count(items, models)
+    table = Table("budget", "decoder", "right %", "as with fp32 %", box=None)
+    for name, precision in right:
+        shares = (100 * counts[name, precision] / len(items) for counts in (right, same))
+        table.add_row(name, precision, *(f"{share:.2f}" for share in shares))
+    console = Console(highlight=False)
+    console.print(f"{len(items)} questions")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

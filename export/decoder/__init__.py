@@ -1,0 +1,1 @@
+"""The language model's decoder as ONNX, built from the checkpoint's parameters one by one."""

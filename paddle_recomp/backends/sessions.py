@@ -1,0 +1,69 @@
+"""Sessions of ONNX Runtime on the execution providers that are installed, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paddle_recomp.errors import BundleError, ConfigError, DeviceError, MissingDependencyError
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(
+        "a bundle needs onnxruntime, which is not installed: pip install 'paddle-recomp[onnx]'"
+    ) from error
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
+
+def available_providers() -> list[str]:
+    """Short names of the execution providers that this onnxruntime has."""
+    installed = onnxruntime.get_available_providers()
+    return [name for name, full in PROVIDERS.items() if full in installed]
+
+
+def check_options(providers: Sequence[str], threads: int | None) -> None:
+    """Raises: DeviceError listing the providers that are installed; ConfigError."""
+    available = available_providers()
+    for name in providers:
+        if name not in available:
+            raise DeviceError(
+                f"no execution provider {name!r} here; installed: {', '.join(available)}"
+            )
+    if not providers or (threads is not None and threads < 1):
+        raise ConfigError("expected at least one execution provider and one thread")
+
+
+def open_session(path: Path, providers: Sequence[str], threads: int | None) -> Any:
+    """The session of a graph. `providers` in the order of preference, by short name; what they
+    cannot compute runs on the CPU. `threads` for one operator; None: as many as there are cores.
+
+    Raises: BundleError for a graph that cannot be loaded; DeviceError when a provider does not
+    start."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    wanted = [PROVIDERS[name] for name in providers]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:  # The runtime has an exception class for each status.
+        raise BundleError(f"{path} cannot be loaded: {error}") from error
+    # A provider whose libraries are missing is dropped by the runtime with no more than a log.
+    started = session.get_providers()
+    for name, full in zip(providers, wanted, strict=True):
+        if full not in started:
+            raise DeviceError(f"the execution provider {name!r} does not start on this machine")
+    session.disable_fallback()
+    return session
+
+
+def over_array(array: Any) -> Any:
+    """A value of the runtime whose memory is that of a contiguous numpy array on the CPU."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,188 @@
+"""The decoder of a bundle in ONNX Runtime: no paddle here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT, check_finite
+from paddle_recomp.backends.sessions import check_options, open_session, over_array
+from paddle_recomp.bundle import Bundle, DecoderInfo
+from paddle_recomp.errors import BundleError
+from paddle_recomp.llm.base import State, check_lengths
+
+
+@dataclass
+class Cache:
+    """Keys and values in buffers that the graph reads and writes in place, so that a step copies
+    nothing of the past."""
+
+    buffers: dict[str, np.ndarray]
+    """[B, heads, capacity, width] float32, by the name of the graph's input."""
+
+    @classmethod
+    def empty(cls, info: DecoderInfo, batch: int, capacity: int) -> Cache:
+        """Room for `capacity` positions of each prompt; memory is taken as it is filled."""
+        shape = (batch, info.num_kv_heads, capacity, info.cache_width)
+        return cls({name: np.zeros(shape, dtype=np.float32) for name, _ in cache_names(info)})
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return int(next(iter(self.buffers.values())).shape[2])
+
+    def with_room(self, capacity: int, filled: int) -> Cache:
+        """The same with more room: the one copy that a cache is ever subject to."""
+        grown = {}
+        for name, old in self.buffers.items():
+            grown[name] = np.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
+            grown[name][:, :, :filled] = old[:, :, :filled]
+        return Cache(grown)
+
+    def row(self, prompt: int) -> Cache:
+        """The part of one prompt, in the same memory."""
+        return Cache({name: value[prompt : prompt + 1] for name, value in self.buffers.items()})
+
+
+class OnnxDecoder:
+    """A `LanguageModel` from the files of a bundle, on whatever execution provider is installed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        info: DecoderInfo,
+        providers: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+    ) -> None:
+        """`providers` and `threads` as for `OnnxBackend`.
+
+        Raises: BundleError for a file that cannot be read; DeviceError, ConfigError as
+        `OnnxBackend`."""
+        check_options(providers, threads)
+        self.info = info
+        self.session = open_session(folder / info.file, providers, threads)
+        self._embed_tokens = _open_embedding(folder / info.embed_tokens, info)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        providers: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+        on_file: Callable[[int], None] = lambda num_bytes: None,
+    ) -> OnnxDecoder:
+        """The decoder of a bundle; `on_file` hears the bytes of each file whose checksum was found
+        right.
+
+        Raises: BundleError, also for a bundle without a decoder, a changed file, or the decoder of
+        another model; DeviceError, ConfigError."""
+        if bundle.decoder is None:
+            raise BundleError(f"{bundle.folder} has no language model in it")
+        for name in decoder_files(bundle):
+            bundle.verified(name)
+            on_file(bundle.files[name].num_bytes)
+        decoder = cls(bundle.folder, bundle.decoder, providers, threads)
+        metadata = decoder.session.get_modelmeta().custom_metadata_map
+        origin = metadata.get("recomp.language_model", "null")
+        if json.loads(origin) != asdict(bundle.language_model):
+            raise BundleError(
+                f"{bundle.folder / bundle.decoder.file} is the decoder of another model than the "
+                f"one that the bundle was exported from, {bundle.language_model.name!r}"
+            )
+        return decoder
+
+    @property
+    def context(self) -> int:
+        """See `LanguageModel.context`."""
+        return self.info.context
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """See `LanguageModel.embed`."""
+        return np.asarray(self._embed_tokens[ids], dtype=np.float32)
+
+    def prefill(
+        self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
+    ) -> tuple[np.ndarray, State]:
+        """See `LanguageModel.prefill`. Raises: FeatureError for logits that are not finite."""
+        room = min(max(capacity or 0, int(lengths.max())), self.context)
+        cache = Cache.empty(self.info, len(embeds), room)
+        return self.extend(embeds, lengths, State(np.zeros_like(lengths), self, cache))
+
+    def extend(
+        self, embeds: np.ndarray, lengths: np.ndarray, state: State
+    ) -> tuple[np.ndarray, State]:
+        """See `LanguageModel.extend`. Raises: FeatureError as `prefill`."""
+        check_lengths(embeds, lengths, state.lengths, self.context)
+        past, cache = state.lengths, state.spend(self)
+        after = past + lengths
+        if after.max() > cache.capacity:
+            room = max(int(after.max()), 2 * cache.capacity)
+            cache = cache.with_room(min(room, self.context), int(past.max()))
+        if len(embeds) == 1 or embeds.shape[1] == 1 or not past.any():
+            logits = self._run(embeds, lengths, past, cache)
+        else:
+            # The runtime continues several prompts by one position, or one prompt by several.
+            rows = [slice(i, i + 1) for i in range(len(embeds))]
+            parts = [
+                self._run(embeds[row], lengths[row], past[row], cache.row(row.start))
+                for row in rows
+            ]
+            logits = np.concatenate(parts)
+        return logits, State(after, self, cache)
+
+    def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        """See `LanguageModel.decode`. Raises: FeatureError as `prefill`."""
+        return self.extend(self.embed(ids)[:, None], np.ones(len(ids), dtype=np.int64), state)
+
+    def _run(
+        self, embeds: np.ndarray, lengths: np.ndarray, past: np.ndarray, cache: Cache
+    ) -> np.ndarray:
+        """One call of the graph: the cache's buffers are its past and its present."""
+        # Padding behind the longest prompt would be written behind the end of the buffers.
+        embeds = np.ascontiguousarray(embeds[:, : int(lengths.max())], dtype=np.float32)
+        logits = np.empty((len(embeds), self.info.vocab_size), dtype=np.float32)
+        binding = self.session.io_binding()
+        binding.bind_cpu_input("inputs_embeds", embeds)
+        binding.bind_cpu_input("lengths", lengths.astype(np.int32))
+        binding.bind_cpu_input("past_lengths", past.astype(np.int32))
+        for before, after in cache_names(self.info):
+            buffer = over_array(cache.buffers[before])
+            binding.bind_ortvalue_input(before, buffer)
+            binding.bind_ortvalue_output(after, buffer)
+        binding.bind_ortvalue_output("logits", over_array(logits))
+        self.session.run_with_iobinding(binding)
+        check_finite({"logits": logits})
+        return logits
+
+
+def _open_embedding(path: Path, info: DecoderInfo) -> np.ndarray:
+    """[V, D], mapped into memory: only the rows that are asked for are ever read."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not an array in numpy's format: {error}") from error
+    expected = (info.vocab_size, info.hidden_size)
+    if array.shape != expected or array.dtype not in (np.float16, np.float32):
+        raise BundleError(
+            f"{path} is {array.dtype} {list(array.shape)}; expected float16 or float32 "
+            f"{list(expected)}"
+        )
+    return array
+
+
+def cache_names(info: DecoderInfo) -> Iterator[tuple[str, str]]:
+    """The names of each buffer of the cache as the graph's input and output."""
+    for layer in range(info.num_layers):
+        for kind in CACHE_KINDS:
+            yield PAST.format(layer=layer, kind=kind), PRESENT.format(layer=layer, kind=kind)
+
+
+def decoder_files(bundle: Bundle) -> list[str]:
+    """The files that a bundle's decoder is read from; none where it has no decoder."""
+    if bundle.decoder is None:
+        return []
+    return [bundle.decoder.file, f"{bundle.decoder.file}.data", bundle.decoder.embed_tokens]

@@ -1,0 +1,54 @@
+"""Small language models behind the one protocol, whatever runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.decoder.write import write_decoder
+from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
+from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.llm.onnx_decoder import OnnxDecoder
+from paddle_recomp.llm.paddle_llama import PaddleLlama
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+LLAMAS = ("tiny", "grouped", "linear_rope", "llama3_rope", "tied")
+"""Golden models that paddlenlp's Llama can run."""
+DECODERS = (*LLAMAS, "biased", "qwen2", "mistral")
+"""All golden models."""
+
+
+def golden(name: str) -> Checkpoint:
+    folder = GOLDEN / ("hf_llava_tiny" if name == "tiny" else f"hf_llava_variants/{name}")
+    return open_checkpoint(folder / "llava", folder / "clip")
+
+
+class Exported:
+    """Decoders in ONNX, each written once."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.factory = factory
+        self.done: dict[tuple[Path, str], OnnxDecoder] = {}
+
+    def __call__(self, checkpoint: Checkpoint, precision: str = "fp32") -> OnnxDecoder:
+        key = checkpoint.model_dir, precision
+        if key not in self.done:
+            folder = self.factory.mktemp(precision)
+            info = write_decoder(checkpoint, folder, precision, {})
+            self.done[key] = OnnxDecoder(folder, info)
+        return self.done[key]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return Exported(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["paddlenlp", "onnx"])
+def model(request: pytest.FixtureRequest, exported: Exported) -> LanguageModel:
+    """The same small model with grouped queries in each runtime."""
+    checkpoint = golden("grouped")
+    return PaddleLlama(checkpoint) if request.param == "paddlenlp" else exported(checkpoint)
