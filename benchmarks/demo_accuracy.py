@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.held_out import FRACTIONS, Evaluation, Item, draw_items, is_right
+from benchmarks.comparing import FRACTIONS
+from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
 from paddle_recomp.loading import find_checkpoint, load, load_encoder
 from paddle_recomp.runner import VLM

@@ -18,8 +18,6 @@ from training.scenes import Question, Scene, make_scene, questions
 FIRST_SEED = 500_000
 """Neither training nor the training's own evaluation draws scenes from here on."""
 QUESTIONS_PER_SCENE = 8
-FRACTIONS = {"12.5%": 1 / 8, "25%": 1 / 4}
-"""Exact budgets, as shares of all patches."""
 _LONGEST_ANSWER = 8
 """Tokens; the expected answers are a word or two."""
 
@@ -74,9 +72,7 @@ class Evaluation:
             progress.advance(task, len(items))
         progress.remove_task(task)
 
-    def _prompts(
-        self, items: Sequence[Item], budgets: Sequence[TokenBudget]
-    ) -> list[VisualPrompt]:
+    def _prompts(self, items: Sequence[Item], budgets: Sequence[TokenBudget]) -> list[VisualPrompt]:
         self._see(items)
         images = [self._seen[item.number] for item in items]
         asked = [item.question.question for item in items]

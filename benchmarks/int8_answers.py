@@ -17,23 +17,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.held_out import FRACTIONS, Evaluation, Item, draw_items, is_right
-from export.verify import compare_kept
+from benchmarks.comparing import budgets_for, fingerprint, kept_alike, progress_bar
+from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.bundle import Bundle, open_bundle
-from paddle_recomp.config import TokenBudget
 from paddle_recomp.loading import load, load_encoder
 from paddle_recomp.runner import VLM
-from paddle_recomp.types import Answer, Compressed
+from paddle_recomp.types import Answer
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -60,12 +52,6 @@ class Comparison:
     tokens_int8: float
 
 
-def budgets_for(patches: int) -> dict[str, TokenBudget]:
-    """By the names of the report."""
-    exact = {name: TokenBudget(tokens=int(patches * share)) for name, share in FRACTIONS.items()}
-    return {"full": TokenBudget(full=True), "dynamic": TokenBudget(), **exact}
-
-
 def compare(
     items: Sequence[Item], expected: Sequence[Answer], found: Sequence[Answer]
 ) -> Comparison:
@@ -78,8 +64,7 @@ def compare(
     )
     change = right[:, 1].astype(int) - right[:, 0]
     overlaps = [
-        compare_kept(_arrays(a.compressed), _arrays(b.compressed))[0]
-        for a, b in zip(expected, found, strict=True)
+        kept_alike(a.compressed, b.compressed)[0] for a, b in zip(expected, found, strict=True)
     ]
     accuracy = 100 * right.mean(axis=0)
     tokens = [float(np.mean([one.num_visual_tokens for one in some])) for some in (expected, found)]
@@ -109,22 +94,6 @@ def paired_interval(change: np.ndarray, group: np.ndarray) -> tuple[float, float
     return float(low), float(high)
 
 
-def _arrays(one: Compressed) -> dict[str, np.ndarray]:
-    """In the names of a bundle's outputs."""
-    return {
-        "visual_embeds": one.tokens,
-        "token_count": one.count,
-        "token_index": one.index,
-        "token_stage": one.stage,
-    }
-
-
-def fingerprint(bundle: Bundle) -> dict[str, str]:
-    """By which a report knows what was measured."""
-    names = sorted(info.file for info in bundle.graphs.values())
-    return {name: bundle.files[name].sha256[:16] for name in names}
-
-
 def read_report(path: Path | None, about: dict[str, Any]) -> dict[str, Any]:
     """The report that is there, if it is about the same questions and fp32 graphs."""
     if path is not None and path.is_file():
@@ -134,7 +103,7 @@ def read_report(path: Path | None, about: dict[str, Any]) -> dict[str, Any]:
     return {**about, "int8": {}}
 
 
-def measure(options: argparse.Namespace, console: Console, progress: Progress) -> dict[str, Any]:
+def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Fills in what the report lacks, budget by budget."""
     reference = open_bundle(options.fp32)
     bundles = {folder.name: open_bundle(folder) for folder in options.int8}
@@ -203,16 +172,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="Of the language model.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    with progress_bar() as progress:
+        report = measure(options, progress)
     console = Console(width=110)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        report = measure(options, console, progress)
     print_report(console, report)
 
 

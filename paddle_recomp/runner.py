@@ -103,7 +103,9 @@ class VLM:
         answers = []
         for i, prompt in enumerate(prompts):
             start = marks[0] - prompt.timing.text - prompt.timing.compress
-            answers.append(self._finish(prompt, [int(step[i]) for step in steps], 0.0, start, marks))
+            answers.append(
+                self._finish(prompt, [int(step[i]) for step in steps], 0.0, start, marks)
+            )
         return answers
 
     def _answer(
