@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,32 +53,28 @@ class Comparison:
 
 
 def compare(
-    items: Sequence[Item], expected: Sequence[Answer], found: Sequence[Answer]
+    items: Sequence[Item], expected: Sequence[Answer], found: Iterable[Answer]
 ) -> Comparison:
-    """Of the same items in the same order."""
-    right = np.array(
-        [
-            [is_right(item, one) for one in pair]
-            for item, *pair in zip(items, expected, found, strict=True)
-        ]
-    )
-    change = right[:, 1].astype(int) - right[:, 0]
-    overlaps = [
-        kept_alike(a.compressed, b.compressed)[0] for a, b in zip(expected, found, strict=True)
-    ]
-    accuracy = 100 * right.mean(axis=0)
-    tokens = [float(np.mean([one.num_visual_tokens for one in some])) for some in (expected, found)]
+    """Of the same items in the same order; `found` is read once, answer by answer."""
+    pairs, overlaps, tokens = [], [], []
+    for item, ours, theirs in zip(items, expected, found, strict=True):
+        pairs.append((is_right(item, ours), is_right(item, theirs)))
+        overlaps.append(kept_alike(ours.compressed, theirs.compressed)[0])
+        tokens.append((ours.num_visual_tokens, theirs.num_visual_tokens))
+    right = np.array(pairs, dtype=np.int64)
+    change, accuracy = right[:, 1] - right[:, 0], 100 * right.mean(axis=0)
+    mean_tokens = np.mean(tokens, axis=0)
     low, high = paired_interval(change, np.array([item.number for item in items]))
     return Comparison(
-        accuracy_fp32=round(accuracy[0], 2),
-        accuracy_int8=round(accuracy[1], 2),
+        accuracy_fp32=round(float(accuracy[0]), 2),
+        accuracy_int8=round(float(accuracy[1]), 2),
         difference=round(100 * float(change.mean()), 2),
         interval=(round(100 * low, 2), round(100 * high, 2)),
         lost=int((change < 0).sum()),
         gained=int((change > 0).sum()),
         overlap=round(float(np.mean(overlaps)), 4),
-        tokens_fp32=round(tokens[0], 2),
-        tokens_int8=round(tokens[1], 2),
+        tokens_fp32=round(float(mean_tokens[0]), 2),
+        tokens_int8=round(float(mean_tokens[1]), 2),
     )
 
 
@@ -130,7 +126,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         asked = [budget] * len(items)
         expected = list(ours.answers(asked, progress, f"fp32, {budget_name}"))
         for name in missing:
-            found = list(others[name].answers(asked, progress, f"{name}, {budget_name}"))
+            found = others[name].answers(asked, progress, f"{name}, {budget_name}")
             row = compare(items, expected, found)
             report["int8"][name]["budgets"][budget_name] = asdict(row)
             if options.output is not None:

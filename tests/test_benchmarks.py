@@ -14,14 +14,15 @@ from PIL import Image
 from rich.progress import Progress
 
 from benchmarks.comparing import budgets_for, kept_alike
-from benchmarks.int8_answers import paired_interval
+from benchmarks.held_out import draw_items
+from benchmarks.int8_answers import compare, paired_interval
 from benchmarks.int8_tokens import PHOTOS
 from benchmarks.random_checkpoint import SHAPES, SHARD_BYTES, spec_of, write_checkpoint
 from export.samples import _PHOTOS
 from paddle_recomp.checkpoint import PARTS, ModelSpec, open_checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.loading import find_checkpoint, load_encoder
-from paddle_recomp.types import Compressed, Stage
+from paddle_recomp.types import Answer, Compressed, Stage, Timing
 
 
 def compressed(patches: list[int], stages: list[Stage]) -> Compressed:
@@ -41,7 +42,26 @@ def test_merged_tokens_are_no_part_of_the_overlap() -> None:
     kept, asked, merged = Stage.VISUAL, Stage.TEXT, Stage.MERGED
     first = compressed([1, 2, 3, -1], [kept, kept, asked, merged])
     second = compressed([2, 3, 4, -1], [kept, kept, kept, merged])
-    assert kept_alike(first, second) == (pytest.approx(2 / 4), pytest.approx(1.0))
+    assert kept_alike(first, second) == pytest.approx((2 / 4, 1.0))
+
+
+def answer(text: str, kept: Compressed) -> Answer:
+    counts = {"visual": int(kept.count[0])}
+    return Answer(text, (), counts, 8, Timing(), kept)
+
+
+def test_a_comparison_counts_what_each_side_answers_right() -> None:
+    items = draw_items(1)[:4]
+    right = [item.question.answer for item in items]
+    same = compressed([1, 2], [Stage.VISUAL, Stage.VISUAL])
+    other = compressed([1, 3], [Stage.VISUAL, Stage.VISUAL])
+    expected = [answer(text, same) for text in (*right[:3], "wrong")]
+    found = [answer(text, kept) for text, kept in zip(("no", *right[1:]), [other] * 4, strict=True)]
+    row = compare(items, expected, iter(found))
+    assert (row.accuracy_fp32, row.accuracy_int8) == (75.0, 75.0)
+    assert (row.lost, row.gained, row.difference) == (1, 1, 0.0)
+    assert row.overlap == pytest.approx(1 / 3, abs=1e-4)
+    assert (row.tokens_fp32, row.tokens_int8) == (2.0, 2.0)
 
 
 def test_budgets_are_shares_of_the_patches() -> None:
