@@ -19,10 +19,10 @@ from benchmarks.loop_reference import compress_by_loops
 from paddle_recomp import ops
 from paddle_recomp.config import TokenBudget, preset
 from paddle_recomp.methods import compress
-from paddle_recomp.types import VisionFeatures
+from paddle_recomp.types import Tensor, VisionFeatures
 
 
-def crafted(batch: int, patches: int, width: int, joint: int) -> tuple[VisionFeatures, object]:
+def crafted(batch: int, patches: int, width: int, joint: int) -> tuple[VisionFeatures, Tensor]:
     """Tower outputs in which some patches stand out visually and others by the text."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(batch, patches)) + 4 * (rng.random((batch, patches)) < 0.06)

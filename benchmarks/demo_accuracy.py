@@ -18,18 +18,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.comparing import FRACTIONS
+from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
-from paddle_recomp.encoder import SeenImage
 from paddle_recomp.loading import find_checkpoint, load, load_encoder
 from paddle_recomp.runner import VLM
-from training.scenes import Question, Scene, make_scene, questions
+from paddle_recomp.types import Answer
 
-FIRST_SEED = 500_000
-"""Neither training nor the training's own evaluation draws scenes from here on."""
-QUESTIONS_PER_SCENE = 8
 SEEN_SHARE = 0.25
 """The visual score drops an object when it keeps less than this share of its patches."""
-FRACTIONS = {"12.5%": 1 / 8, "25%": 1 / 4}
 
 METHODS: dict[str, CompressionConfig] = {
     "corrected": preset("corrected"),
@@ -58,16 +55,6 @@ ABLATIONS: dict[str, CompressionConfig] = {
 
 
 @dataclass(frozen=True)
-class Item:
-    """A question about a scene."""
-
-    scene: Scene
-    number: int
-    """Of the scene."""
-    question: Question
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How one configuration did with one item."""
 
@@ -77,60 +64,15 @@ class Outcome:
     """Share of the asked object's patches among the kept ones; 1 where no object is asked."""
 
 
-def draw_items(scenes: int) -> list[Item]:
-    """Questions of held-out scenes (other digit images, other seeds than in training)."""
-    items = []
-    for number in range(scenes):
-        scene = make_scene(FIRST_SEED + number, held_out=True)
-        rng = np.random.default_rng(number)
-        everything = questions(scene)
-        chosen = rng.permutation(len(everything))[:QUESTIONS_PER_SCENE]
-        items += [Item(scene, number, everything[i]) for i in chosen]
-    return items
-
-
-def run(
-    vlm: VLM,
-    items: Sequence[Item],
-    budgets: Sequence[TokenBudget],
-    batch: int,
-    progress: Progress,
-    name: str,
-) -> list[Outcome]:
-    """Asks every item with its budget, in batches; a scene is seen once."""
-    outcomes: list[Outcome] = []
-    seen: dict[int, SeenImage] = {}
-    task = progress.add_task(name, total=len(items))
-    for start in range(0, len(items), batch):
-        some = items[start : start + batch]
-        fresh = list(dict.fromkeys(item.number for item in some if item.number not in seen))
-        if fresh:
-            scenes = {item.number: item.scene for item in some}
-            pictures = [Image.fromarray(scenes[number].image) for number in fresh]
-            seen.update(zip(fresh, vlm.encoder.see(pictures), strict=True))
-        answers = vlm.ask_batch(
-            [seen[item.number] for item in some],
-            [item.question.question for item in some],
-            budgets[start : start + batch],
-            max_new_tokens=8,
-        )
-        for item, answer in zip(some, answers, strict=True):
-            kept = answer.compressed.index[0]
-            patches = (
-                np.array([], dtype=np.int64)
-                if item.question.target is None
-                else item.scene.patches(item.question.target)
-            )
-            outcomes.append(
-                Outcome(
-                    right=answer.text == item.question.answer,
-                    tokens=answer.num_visual_tokens,
-                    object_share=float(np.isin(patches, kept).mean()) if len(patches) else 1.0,
-                )
-            )
-        progress.advance(task, len(some))
-    progress.remove_task(task)
-    return outcomes
+def outcome(item: Item, answer: Answer) -> Outcome:
+    """What the report says of an answer."""
+    kept, target = answer.compressed.index[0], item.question.target
+    patches = np.array([], dtype=np.int64) if target is None else item.scene.patches(target)
+    return Outcome(
+        right=is_right(item, answer),
+        tokens=answer.num_visual_tokens,
+        object_share=float(np.isin(patches, kept).mean()) if len(patches) else 1.0,
+    )
 
 
 def summary(
@@ -180,7 +122,8 @@ class Bench:
         """One configuration over all items."""
         encoder = load_encoder(find_checkpoint(self.model), config)
         vlm = VLM(encoder, self.base.language_model, self.base.tokenizer)
-        return run(vlm, self.items, budgets, self.batch, self.progress, name)
+        answers = Evaluation(vlm, self.items, self.batch).answers(budgets, self.progress, name)
+        return [outcome(item, one) for item, one in zip(self.items, answers, strict=True)]
 
     def exactly(self, tokens: int) -> list[TokenBudget]:
         """The same exact budget for every item."""

@@ -28,7 +28,7 @@ from paddle_recomp.checkpoint.spec import (
     TextTowerSpec,
     VisionTowerSpec,
 )
-from paddle_recomp.loading import demo_folder
+from paddle_recomp.loading import DEMO, demo_folder, find_checkpoint
 
 SHARD_BYTES = 2 * 2**30
 CHUNK = 2**22
@@ -71,6 +71,12 @@ SHAPES: dict[str, ModelSpec] = {
     "llava-1.5-7b": _llava(_llama(4096, 11008, 32, 32, 32)),
     "tiny-llava-1.1b": _llava(_llama(2048, 5632, 22, 32, 4)),
 }
+
+
+def spec_of(shape: str) -> ModelSpec:
+    """Of a shape in SHAPES, or of the embedded demo as its own checkpoint says."""
+    return find_checkpoint(DEMO).spec if shape == DEMO else SHAPES[shape]
+
 
 LLAVA_KEYS = {
     "vision_tower": "vision_tower.vision_model.",
@@ -172,12 +178,28 @@ def clip_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def write_weights(folder: Path, shapes: Shapes, seed: int, progress: Progress) -> None:
+def write_checkpoint(
+    spec: ModelSpec, llava: Path, seed: int, progress: Progress, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """A LLaVA folder with its CLIP folder inside.
+
+    Raises: CheckpointError when what was written is no checkpoint."""
+    clip = llava / "clip"
+    clip.mkdir(parents=True, exist_ok=True)
+    write_text_files(spec, llava, clip)
+    write_weights(clip, clip_shapes(spec), seed, progress, shard_bytes)
+    write_weights(llava, llava_shapes(spec), seed + 1, progress, shard_bytes)
+    open_checkpoint(llava)
+
+
+def write_weights(
+    folder: Path, shapes: Shapes, seed: int, progress: Progress, shard_bytes: int
+) -> None:
     """Shards of float16 numbers, chunk by chunk, with their index."""
     shards: list[Shapes] = [{}]
     for key, shape in shapes.items():
         filled = sum(2 * math.prod(s) for s in shards[-1].values())
-        if shards[-1] and filled + 2 * math.prod(shape) > SHARD_BYTES:
+        if shards[-1] and filled + 2 * math.prod(shape) > shard_bytes:
             shards.append({})
         shards[-1][key] = shape
     total = sum(2 * math.prod(shape) for shape in shapes.values())
@@ -246,20 +268,14 @@ def write_text_files(spec: ModelSpec, llava: Path, clip: Path) -> None:
 def main() -> None:
     """Writes a LLaVA folder with its CLIP folder inside."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", choices=[*SHAPES, DEMO])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    spec = SHAPES[options.shape]
-    llava = options.folder / options.shape
-    clip = llava / "clip"
-    clip.mkdir(parents=True, exist_ok=True)
-    write_text_files(spec, llava, clip)
     columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns) as progress:
-        write_weights(clip, clip_shapes(spec), options.seed, progress)
-        write_weights(llava, llava_shapes(spec), options.seed + 1, progress)
-    open_checkpoint(llava)
+        folder = options.folder / options.shape
+        write_checkpoint(spec_of(options.shape), folder, options.seed, progress)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,15 @@ def cosine_scores(text_embeds: Tensor, patch_embeds: Tensor) -> Tensor:
 
     Shapes: text_embeds [B, P], patch_embeds [B, N, P] -> [B, N]."""
     text = F.normalize(text_embeds, axis=-1).unsqueeze(-1)
-    patches = F.normalize(patch_embeds, axis=-1)
-    return paddle.matmul(patches, text).squeeze(-1) * patch_embeds.shape[-1] ** -0.5
+    similarity = paddle.matmul(patch_embeds, text).squeeze(-1) / length(patch_embeds)
+    return similarity * patch_embeds.shape[-1] ** -0.5
+
+
+def length(x: Tensor) -> Tensor:
+    """Euclidean, at least 1e-12 as in `F.normalize`: x [..., C] -> [...].
+
+    For a product of vectors to be divided by, which has C times fewer numbers than its factors."""
+    return (x * x).sum(axis=-1).sqrt().clip(min=1e-12)
 
 
 def outlier_count(
@@ -51,53 +58,45 @@ def outlier_count(
     """How many of the masked scores have a local outlier factor above the threshold.
 
     Equals scikit-learn's `LocalOutlierFactor` on the masked scores as one column. In one
-    dimension the k nearest neighbours lie within k places in sorted order, so a sort and a
-    window of 2k replace the search. In float64, as scikit-learn computes.
+    dimension the k nearest neighbours follow one another in sorted order, so a sort and a window
+    of 2k replace the search; of two values at the same distance, the higher is the nearer. In
+    float64, as scikit-learn computes.
 
     Shapes: scores [B, N] float, mask [B, N] bool -> [B] int64."""
     size = scores.shape[1]
     count = mask.astype("int64").sum(axis=1, keepdim=True)
-    value, valid = _sorted_masked(scores.astype("float64"), mask, count)
     if size < 2:
         return count.squeeze(1) * 0
+    order, _ = descending_order(scores, mask)
+    value = paddle.take_along_axis(scores, order, axis=1, broadcast=False).astype("float64")
+    valid = paddle.arange(size, dtype="int64").unsqueeze(0) < count
+    value = paddle.where(valid, value, paddle.zeros_like(value))
 
-    position = paddle.arange(size, dtype="int64")
-    reach_out = min(neighbours, size - 1)
-    offsets = paddle.concat(
-        [
-            paddle.arange(-reach_out, 0, dtype="int64"),
-            paddle.arange(1, reach_out + 1, dtype="int64"),
-        ]
-    )
-    window = position.unsqueeze(1) + offsets.unsqueeze(0)
-    inside = paddle.logical_and(window >= 0, window < size).unsqueeze(0)
-    inside = paddle.logical_and(inside, window.unsqueeze(0) < count.unsqueeze(-1))
-    window = window.clip(0, size - 1).flatten()
-
-    def over_window(x: Tensor) -> Tensor:
-        return paddle.gather(x, window, axis=1).reshape([-1, size, 2 * reach_out])
-
-    far = paddle.full([1], 1e300, dtype="float64")
-    distance = paddle.where(inside, (over_window(value) - value.unsqueeze(-1)).abs(), far)
-    distance, nearest = paddle.topk(distance, reach_out, axis=-1, largest=False, sorted=True)
+    k = min(neighbours, size - 1)
+    # Beyond any score, and finite, so that its product with zero is zero. Each written out, because
+    # the exporter negates and halves in float32, where they are infinite.
+    low, high, half = (paddle.full([1], x, dtype="float64") for x in (-1e300, 1e300, 5e299))
+    nothing = paddle.zeros_like(value[:, :1])
+    window = _windows(paddle.where(valid, value, low), nothing + high, nothing + low, k)
+    distance = (window - value.unsqueeze(1)).abs()
+    # The k nearest follow one another in sorted order: k + 1 places with the point among them,
+    # which begin further on as long as that brings a nearer point for a farther one.
+    first = (distance[:, :k] > distance[:, k + 1 :]).astype("int64").sum(axis=1, keepdim=True)
+    place = paddle.arange(2 * k + 1, dtype="int64").reshape([1, -1, 1])
+    near = paddle.logical_and(place >= first, place <= first + k)
+    other = paddle.logical_and(place != k, distance < half)
+    near = paddle.logical_and(near, other).astype("float64")
+    distance = distance * near
 
     # scikit-learn clamps k to the number of other points, at least one.
-    k = (count - 1).clip(1, reach_out)
-    near = (paddle.arange(reach_out, dtype="int64").reshape([1, 1, -1]) < k.unsqueeze(-1)).astype(
-        "float64"
-    )
-    last = paddle.zeros_like(nearest[:, :, :1]) + (k - 1).unsqueeze(-1)
-    k_distance = paddle.take_along_axis(distance, last, axis=-1, broadcast=False).squeeze(-1)
-
-    def over_nearest(x: Tensor) -> Tensor:
-        return paddle.take_along_axis(over_window(x), nearest, axis=-1, broadcast=False)
-
-    share = paddle.reciprocal(k.astype("float64"))
-    reach = paddle.maximum(over_nearest(k_distance), distance)
+    share = paddle.reciprocal((count - 1).clip(1, k).astype("float64"))
+    k_distance = distance.max(axis=1)
+    reach = paddle.maximum(_windows(k_distance, nothing, nothing, k) * near, distance)
     # A tensor, because the exporter adds a Python number in float32, whatever the sum is in.
     epsilon = paddle.full([1], 1e-10, dtype="float64")
-    density = paddle.reciprocal((reach * near).sum(axis=-1) * share + epsilon)
-    factor = (over_nearest(density) * near).sum(axis=-1) * share * paddle.reciprocal(density)
+    density = paddle.reciprocal(reach.sum(axis=1) * share + epsilon)
+    around = (_windows(density, nothing, nothing, k) * near).sum(axis=1)
+    factor = around * share * paddle.reciprocal(density)
 
     # A point alone has no neighbours, so it stands out from nothing.
     outlier = paddle.logical_and(factor > threshold, paddle.logical_and(valid, count > 1))
@@ -106,12 +105,17 @@ def outlier_count(
     return outlier.astype("int64").sum(axis=1)
 
 
-def _sorted_masked(scores: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked scores in ascending order, then zeros; and which places are real. [B, N] each."""
-    infinity = paddle.full([1], float("inf"), dtype=scores.dtype)
-    value = paddle.sort(paddle.where(mask, scores, infinity), axis=1)
-    valid = paddle.arange(scores.shape[1], dtype="int64").unsqueeze(0) < count
-    return paddle.where(valid, value, paddle.zeros_like(value)), valid
+def _windows(x: Tensor, before: Tensor, after: Tensor, k: int) -> Tensor:
+    """What lies up to k places before and after each value: x [B, N], the ends [B, 1] that it is
+    continued by -> [B, 2k + 1, N].
+
+    Repetitions of a row of length L, read in rows of L + 1, begin one place later each time; the
+    gather that does the same copies number by number."""
+    size, rows = x.shape[1], 2 * k + 1
+    long = paddle.concat([before] * k + [x] + [after] * k, axis=1)
+    width = size + 2 * k + 1
+    repeated = paddle.tile(long, [1, rows + 1])[:, : rows * width]
+    return repeated.reshape([-1, rows, width])[:, :, :size]
 
 
 def _sorted_median(value: Tensor, count: Tensor) -> Tensor:
@@ -131,7 +135,8 @@ def descending_order(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     [B, N] int64 (place of each patch)."""
     lowest = paddle.full([1], float("-inf"), dtype=scores.dtype)
     order = paddle.argsort(paddle.where(mask, scores, lowest), axis=1, descending=True, stable=True)
-    return order, paddle.argsort(order, axis=1)
+    place = paddle.zeros_like(order) + paddle.arange(scores.shape[1], dtype="int64")
+    return order, paddle.put_along_axis(order, order, place, axis=1, broadcast=False)
 
 
 def top(scores: Tensor, mask: Tensor, count: Tensor) -> Tensor:

@@ -86,16 +86,27 @@ class VLM:
         """Answers one question for each picture in one pass; the times are those of the batch.
 
         Raises: as `ask`; QuestionError when the numbers of pictures and questions differ."""
-        start = time.perf_counter()
         prompts = self.encoder.compress(images, questions, budgets or TokenBudget())
+        return self.answer(prompts, max_new_tokens)
+
+    def answer(
+        self, prompts: Sequence[VisualPrompt], max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[Answer]:
+        """Answers what `encoder.compress` made, in one pass or one by one, in one pass of the
+        language model; the time to the first token is that of both.
+
+        Raises: ConfigError (max_new_tokens), ContextLengthError."""
         steps, marks = [], [time.perf_counter()]
         for tokens in self._generate(prompts, max_new_tokens):
             marks.append(time.perf_counter())
             steps.append(tokens)
-        return [
-            self._finish(prompt, [int(step[i]) for step in steps], 0.0, start, marks)
-            for i, prompt in enumerate(prompts)
-        ]
+        answers = []
+        for i, prompt in enumerate(prompts):
+            start = marks[0] - prompt.timing.text - prompt.timing.compress
+            answers.append(
+                self._finish(prompt, [int(step[i]) for step in steps], 0.0, start, marks)
+            )
+        return answers
 
     def _answer(
         self,

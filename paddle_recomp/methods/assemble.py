@@ -55,21 +55,25 @@ def assemble(
     is_merged = paddle.logical_and(row >= kept_count, row < kept_count + n_centres)
     is_rest = paddle.logical_and(row >= kept_count + n_centres, row < count)
 
-    pool, source, centre = features, paddle.where(is_kept, ascending, ascending * 0), None
+    tokens, centre = ops.take_rows(features, paddle.where(is_kept, ascending, ascending * 0)), None
+    tokens = tokens * is_kept.astype(features.dtype).unsqueeze(-1)
     owner = paddle.where(
         kept, paddle.cumsum(kept.astype("int64"), axis=1) - 1, paddle.full_like(patch, -1)
     )
     if merged is not None:
-        pool = paddle.concat([features, paddle.matmul(merged.weights, features)], axis=1)
         rest_place = paddle.shape(merged.weights)[1] - 1
         place = (row - kept_count).clip(min=0)
         place = paddle.minimum(place, paddle.full_like(place, rest_place))
-        source = paddle.where(is_merged, size + place, source)
-        source = paddle.where(is_rest, paddle.full_like(source, size + rest_place), source)
+        place = paddle.where(is_rest, paddle.full_like(place, rest_place), place)
+        # Gathered and added, because to put all patches and all merged tokens into one array for
+        # one gather copies every patch.
+        made = ops.take_rows(paddle.matmul(merged.weights, features), place)
+        is_made = paddle.logical_or(is_merged, is_rest)
+        tokens = tokens + made * is_made.astype(features.dtype).unsqueeze(-1)
         centre = _patch_of(merged.centre, place)
         owner = _with_merged_owners(owner, kept, kept_count, merged)
 
-    nothing = paddle.full_like(source, -1)
+    nothing = paddle.full_like(ascending, -1)
     text = paddle.zeros_like(patch) if kept_text is None else kept_text.astype("int64")
     stage_of_patch = text * int(Stage.TEXT) + (1 - text) * int(Stage.VISUAL) + kept_count * 0
     stage = paddle.where(
@@ -77,9 +81,8 @@ def assemble(
     )
     stage = paddle.where(is_merged, paddle.full_like(stage, int(Stage.MERGED)), stage)
     stage = paddle.where(is_rest, paddle.full_like(stage, int(Stage.REST)), stage)
-    real = (row < count).astype(features.dtype).unsqueeze(-1)
     return Compressed(
-        tokens=ops.take_rows(pool, source) * real,
+        tokens=tokens,
         count=count.squeeze(1),
         index=paddle.where(is_kept, ascending, nothing),
         stage=stage,

@@ -4,7 +4,6 @@ question asks about is recovered, the remainder is merged around a few centres."
 from __future__ import annotations
 
 import paddle
-import paddle.nn.functional as F  # noqa: N812
 
 from paddle_recomp import ops
 from paddle_recomp.config import CompressionConfig
@@ -124,8 +123,12 @@ def _merge(
     if config.cluster_keys == "misaligned":
         position = (paddle.cumsum(remainder.astype("int64"), axis=1) - 1).clip(min=0)
         keys = ops.take_rows(keys, position)
-    keys = F.normalize(keys, axis=-1)
+    lengths = ops.length(keys)
     similarity = paddle.matmul(ops.take_rows(keys, centre), keys, transpose_y=True)
+    similarity = similarity / paddle.take_along_axis(lengths, centre, 1, broadcast=False).unsqueeze(
+        -1
+    )
+    similarity = similarity / lengths.unsqueeze(1)
     similarity = similarity + config.text_weight * text_score.unsqueeze(1)
     # A centre may absorb other centres too; only itself is out of the question.
     itself = centre.unsqueeze(-1) == paddle.arange(size, dtype="int64")

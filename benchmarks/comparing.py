@@ -1,0 +1,60 @@
+"""What the comparisons share: the budgets, what two encoders keep alike, a bar of progress."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from export.verify import compare_kept
+from paddle_recomp.bundle import Bundle
+from paddle_recomp.config import TokenBudget
+from paddle_recomp.types import Compressed
+
+FRACTIONS = {"12.5%": 1 / 8, "25%": 1 / 4}
+"""Exact budgets, as shares of all patches."""
+
+
+def budgets_for(patches: int) -> dict[str, TokenBudget]:
+    """Every budget by its name in the reports."""
+    exact = {name: TokenBudget(tokens=int(patches * share)) for name, share in FRACTIONS.items()}
+    return {"full": TokenBudget(full=True), "dynamic": TokenBudget(), **exact}
+
+
+def kept_alike(expected: Compressed, found: Compressed) -> tuple[float, float]:
+    """Intersection over union of the patches that one image keeps as they are, and the mean
+    cosine of the embeddings of those that both keep. numpy, B = 1."""
+    first, second = (
+        {
+            "visual_embeds": one.tokens,
+            "token_count": one.count,
+            "token_index": one.index,
+            "token_stage": one.stage,
+        }
+        for one in (expected, found)
+    )
+    return compare_kept(first, second)
+
+
+def fingerprint(bundle: Bundle) -> dict[str, str]:
+    """By which a report says what was measured: the checksum of each graph."""
+    names = sorted(info.file for info in bundle.graphs.values())
+    return {name: bundle.files[name].sha256[:16] for name in names}
+
+
+def progress_bar() -> Progress:
+    """On standard error, so that the output stays a report."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
