@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.demo_accuracy import Item, draw_items
+from benchmarks.held_out import Item, draw_items
 from export.decoder.write import write_decoder
 from paddle_recomp.bundle import DECODER_PRECISIONS
 from paddle_recomp.config import TokenBudget
