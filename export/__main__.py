@@ -74,6 +74,17 @@ def export_bundle(
         Path | None,
         typer.Option("--scales", help="scales.json of an earlier int8 export, to take its ranges."),
     ] = None,
+    paddle: Annotated[
+        bool, typer.Option("--paddle", help="Also write the graphs for Paddle Inference.")
+    ] = False,
+    paddle_int8: Annotated[
+        Path | None,
+        typer.Option(
+            "--paddle-int8",
+            metavar="PYTHON",
+            help="Experimental: its INT8, by the interpreter of an environment with Paddle 3.1.1.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", help="Measure what each layer costs in int8; JSON goes here."),
@@ -107,7 +118,8 @@ def export_bundle(
             raise ConfigError("--report needs --precision int8")
         outcomes: list[Outcome] = []
         heard = None if report is None else outcomes.append
-        with _progress(len(STEPS.get(precision, ()))) as on_step:
+        steps = len(STEPS.get(precision, ())) + paddle + (paddle_int8 is not None)
+        with _progress(steps) as on_step:
             bundle = export(
                 model,
                 output,
@@ -117,6 +129,8 @@ def export_bundle(
                 operators=operators,
                 quantisation=quantisation,
                 decoder=decoder,
+                paddle=paddle,
+                paddle_int8=paddle_int8,
                 on_step=on_step,
                 on_outcome=heard,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from export.accuracy import Outcome, describe_outcome, quantise_towers, scales_of
@@ -16,11 +16,14 @@ from export.fuse import fuse
 from export.manifest import (
     decoder_metadata,
     describe,
+    describe_paddle,
+    describe_paddle_int8,
     describe_quantisation,
     metadata_of,
     write_manifest,
 )
 from export.optimise import OPERATORS
+from export.paddle_int8 import check_interpreter, quantise_for_paddle
 from export.scales import SCALES, write_scales
 from export.shapes import TRACED
 from export.writing import replaced_folder
@@ -37,6 +40,8 @@ STEPS = {
     "int8": ("samples", *TRACED, "int8", "encoder", "decoder", "files"),
 }
 """What `on_step` hears, in order, by precision."""
+PADDLE_STEPS = ("paddle", "paddle int8")
+"""What it hears after `encoder`, where Paddle Inference is asked for, and its INT8."""
 
 NO_DECODER = "none"
 
@@ -76,11 +81,15 @@ def export(
     decoder: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
     on_outcome: Callable[[Outcome], None] | None = None,
+    paddle: bool = False,
+    paddle_int8: Path | None = None,
 ) -> Bundle:
     """Writes the bundle of a checkpoint, all of it or nothing, and opens it.
 
     `operators` is one of OPERATORS; `quantisation` is for precision int8; `decoder` is the
     precision of the language model, by default that of the bundle, and `none` leaves it out.
+    `paddle` adds the graphs for Paddle Inference, in float; `paddle_int8` its towers in INT8, made
+    by this interpreter of another environment (see `export.paddle_int8`).
     `on_outcome` hears what INT8 cost, which is then measured for each layer.
 
     Raises: ExportError, ConfigError, CheckpointError; ImageError for what is calibrated on."""
@@ -94,8 +103,12 @@ def export(
             f"unknown precision {decoder!r} of the decoder; known: "
             f"{', '.join((*DECODER_PRECISIONS, NO_DECODER))}"
         )
-    if quantisation is not None and precision != "int8":
+    if quantisation is not None and precision != "int8" and paddle_int8 is None:
         raise ConfigError(f"precision {precision!r} is not quantised; choose int8")
+    if paddle_int8 is not None:
+        if not paddle:
+            raise ConfigError("INT8 for Paddle Inference joins its float graphs: add --paddle")
+        check_interpreter(paddle_int8)
     config = config or CompressionConfig()
     get_method(config.method)
     checkpoint = find_checkpoint(model, clip)
@@ -108,22 +121,35 @@ def export(
         manifest["decoder"] = describe_decoder(checkpoint, decoder)
     if precision == "int8":
         on_step("samples")
+    if precision == "int8" or paddle_int8 is not None:
         wanted, positions = quantisation or Quantisation(), checkpoint.spec.text.max_positions
         samples = load_samples(wanted, image_processor(checkpoint), tokenizer, positions)
+    if precision == "int8":
         manifest["quantisation"] = describe_quantisation(wanted, samples)
 
     with replaced_folder(output) as folder:
+        fused = Job(
+            graph="encoder",
+            model_dir=str(checkpoint.model_dir),
+            clip_dir=str(checkpoint.clip_dir),
+            config=asdict(config),
+            operators=operators,
+            metadata={},
+            output=None,
+            paddle=str(folder / "paddle" / "encoder"),
+        )
+        if paddle:
+            manifest["paddle"] = describe_paddle()
+            (folder / "paddle").mkdir()
         for graph in TRACED:
             on_step(graph)
             convert(
-                Job(
+                replace(
+                    fused,
                     graph=graph,
-                    model_dir=str(checkpoint.model_dir),
-                    clip_dir=str(checkpoint.clip_dir),
-                    config=asdict(config),
-                    operators=operators,
                     metadata=metadata_of(manifest, graph),
                     output=str(folder / f"{graph}.onnx"),
+                    paddle=str(folder / "paddle" / graph) if paddle else None,
                 )
             )
         if precision == "int8":
@@ -133,6 +159,14 @@ def export(
             write_scales(folder / SCALES, scales_of(outcome, wanted), samples.description)
         on_step("encoder")
         fuse(folder, checkpoint.spec, metadata_of(manifest, "encoder"))
+        if paddle:
+            on_step(PADDLE_STEPS[0])
+            convert(fused)
+        if paddle_int8 is not None:
+            on_step(PADDLE_STEPS[1])
+            kept = quantise_for_paddle(folder, fused, samples, paddle_int8, wanted.target_cosine)
+            manifest["paddle"]["precisions"].append("int8")
+            manifest["paddle"]["int8"] = describe_paddle_int8(kept, samples)
         if decoder != NO_DECODER:
             on_step("decoder")
             write_decoder(checkpoint, folder, decoder, decoder_metadata(manifest))

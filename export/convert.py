@@ -1,5 +1,6 @@
-"""One graph from Paddle to ONNX, in a process of its own: paddle2onnx aborts the process on an
-operation that it does not know, and the memory of a tower goes back when its process ends."""
+"""One graph from Paddle to ONNX and to the files of Paddle Inference, in a process of its own:
+paddle2onnx aborts the process on an operation that it does not know, and the memory of a tower goes
+back when its process ends."""
 
 from __future__ import annotations
 
@@ -20,6 +21,9 @@ from paddle_recomp.backends.base import OUTPUTS, Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 OPSET = 17
+PADDLE_FILES = (".json", ".pdiparams")
+"""The endings of a program and of its weights."""
+_TRACED = "traced"
 _FAILED = "conversion failed: "
 """How the process marks the line of its error among the warnings of libraries."""
 
@@ -34,11 +38,20 @@ class Job:
     config: dict[str, Any]
     operators: str
     metadata: dict[str, str]
-    output: str
+    output: str | None
+    """The ONNX file; None where there is none to make."""
+    paddle: str | None = None
+    """The files of Paddle Inference, without .json and .pdiparams; None: not kept."""
+
+    @property
+    def files(self) -> list[Path]:
+        """What the process writes."""
+        paddle = [] if self.paddle is None else [self.paddle + end for end in PADDLE_FILES]
+        return [Path(name) for name in ([] if self.output is None else [self.output]) + paddle]
 
 
 def convert(job: Job) -> None:
-    """Writes the graph of a job, optimised, checked, and compared with its layer.
+    """Writes the files of a job, checked and compared with the layer.
 
     Raises: ExportError naming the graph when its process dies or finds a difference."""
     # `-m export.convert` needs the folder in which this package lies, wherever it is called from.
@@ -55,10 +68,10 @@ def convert(job: Job) -> None:
             "PYTHONPATH": os.pathsep.join(paths),
         },
     )
-    output = Path(job.output)
-    if done.returncode == 0 and output.is_file() and output.stat().st_size:
+    if done.returncode == 0 and all(p.is_file() and p.stat().st_size for p in job.files):
         return
-    output.unlink(missing_ok=True)
+    for path in job.files:
+        path.unlink(missing_ok=True)
     raise ExportError(f"the graph {job.graph!r} could not be converted: {_reason(done)}")
 
 
@@ -79,6 +92,25 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     return f"its process ended with code {done.returncode} and wrote nothing"
 
 
+def save_layer(graph: Graph, layer: Any, spec: ModelSpec, stem: Path) -> None:
+    """Writes a layer as Paddle Inference reads it. The layer is traced, after which it no longer
+    runs eagerly. Not where paddlenlp was imported, which replaces functions of Paddle: the tracer
+    then waits for itself.
+
+    Raises: ExportError when weights are missing; whatever the tracer raises."""
+    import paddle
+
+    from export.graphs import input_specs
+
+    wanted = sum(parameter.size * parameter.element_size() for parameter in layer.parameters())
+    traced = paddle.jit.to_static(layer, input_spec=input_specs(graph, spec), full_graph=True)
+    paddle.jit.save(traced, str(stem))
+    # On a full disk Paddle drops what does not fit, and says nothing.
+    found = Path(f"{stem}.pdiparams").stat().st_size
+    if found < wanted:
+        raise ExportError(f"Paddle wrote {found} bytes of {wanted} bytes of weights: a full disk?")
+
+
 def convert_layer(
     graph: Graph,
     layer: Any,
@@ -87,25 +119,21 @@ def convert_layer(
     metadata: Mapping[str, str] | None = None,
     operators: str = "onnxruntime",
 ) -> Any:
-    """The ONNX model of a layer, optimised and checked; `folder` is for intermediate files. The
-    layer is traced, after which it no longer runs eagerly. Not where paddlenlp was imported, which
-    replaces functions of Paddle: the tracer then waits for itself.
+    """The ONNX model of a layer, optimised and checked. `folder` keeps `traced.json` and
+    `traced.pdiparams`; see `save_layer`.
 
     Raises: ExportError; whatever the exporter and the checks raise. May abort the process."""
     import onnx
-    import paddle
     import paddle2onnx
 
-    from export.graphs import input_specs
     from export.onnx_graph import OnnxGraph
     from export.optimise import check, finish, optimise, set_shapes
 
     weights = {parameter.name: name for name, parameter in layer.named_parameters()}
-    traced = paddle.jit.to_static(layer, input_spec=input_specs(graph, spec), full_graph=True)
-    paddle.jit.save(traced, f"{folder}/traced")
+    save_layer(graph, layer, spec, folder / _TRACED)
     raw = paddle2onnx.export(
-        f"{folder}/traced.json",
-        f"{folder}/traced.pdiparams",
+        f"{folder}/{_TRACED}.json",
+        f"{folder}/{_TRACED}.pdiparams",
         opset_version=OPSET,
         # Its own folding renames values at random, and ours does more.
         optimize_tool="None",
@@ -129,21 +157,31 @@ def convert_layer(
 def main(text: str) -> None:
     """Runs a job. Only ever called in a process of its own."""
     from export.graphs import build
-    from export.parity import compare_with_layer
+    from export.parity import compare_with_layer, run, run_paddle
     from export.writing import write_model
     from paddle_recomp.checkpoint import open_checkpoint
     from paddle_recomp.config import CompressionConfig
 
     job = Job(**json.loads(text))
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
-    config, spec, output = CompressionConfig(**job.config), checkpoint.spec, Path(job.output)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        layer = build(job.graph, checkpoint, config)
-        model = convert_layer(job.graph, layer, spec, Path(folder), job.metadata, job.operators)
+    config, spec = CompressionConfig(**job.config), checkpoint.spec
+    with tempfile.TemporaryDirectory(dir=job.files[0].parent) as name:
+        folder, layer = Path(name), build(job.graph, checkpoint, config)
+        if job.output is None:
+            save_layer(job.graph, layer, spec, folder / _TRACED)
+        else:
+            model = convert_layer(job.graph, layer, spec, folder, job.metadata, job.operators)
+            write_model(model, Path(job.output))
+            del model
+        if job.paddle is not None:
+            for end in PADDLE_FILES:
+                (folder / f"{_TRACED}{end}").rename(f"{job.paddle}{end}")
     del layer
-    write_model(model, output)
-    del model
-    compare_with_layer(job.graph, build(job.graph, checkpoint, config), spec, output)
+    layer = build(job.graph, checkpoint, config)
+    if job.output is not None:
+        compare_with_layer(job.graph, layer, spec, job.output, run)
+    if job.paddle is not None:
+        compare_with_layer(job.graph, layer, spec, job.paddle, run_paddle)
 
 
 if __name__ == "__main__":

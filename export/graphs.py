@@ -15,7 +15,7 @@ from paddle_recomp.checkpoint import Checkpoint, ModelSpec
 from paddle_recomp.clip import TextTower, VisionTower
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.methods import get_method
-from paddle_recomp.model import PROJECTORS
+from paddle_recomp.model import PROJECTORS, VisualEncoder
 from paddle_recomp.types import Tensor, VisionFeatures
 from paddle_recomp.weights import load_part
 
@@ -70,16 +70,35 @@ class CompressGraph(nn.Layer):
         return outputs + tuple(paddle.assign(x) for x in (*vision, text_embeds, token_bounds))
 
 
+class EncoderGraph(VisualEncoder):
+    """The other three in one, for Paddle Inference; ONNX's is joined from their files."""
+
+    def forward(
+        self, pixel_values: Tensor, question_ids: Tensor, token_bounds: Tensor
+    ) -> tuple[Tensor, ...]:
+        """A plain tuple: see `CompressGraph.forward`.
+
+        Step by step, because the tracer does not look into a call of the base class's forward, and
+        what it does not look into loses the dynamic shapes."""
+        vision = self.vision_tower(pixel_values)
+        text_embeds = self.text_tower(question_ids)
+        embeds, kept = self.compress(vision, text_embeds, token_bounds)
+        outputs = (embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)
+        inputs = (pixel_values, question_ids, token_bounds)
+        return outputs + tuple(paddle.assign(x) for x in inputs)
+
+
 LAYERS: dict[Graph, tuple[type[nn.Layer], tuple[str, ...]]] = {
     "vision": (VisionGraph, ("vision_tower",)),
     "text": (TextGraph, ("text_tower",)),
     "compress": (CompressGraph, ("projector",)),
+    "encoder": (EncoderGraph, ("vision_tower", "text_tower", "projector")),
 }
-"""Each traced graph with the parts of the checkpoint that it holds."""
+"""Each graph with the parts of the checkpoint that it holds."""
 
 
 def build(graph: Graph, checkpoint: Checkpoint, config: CompressionConfig) -> nn.Layer:
-    """The layer of a traced graph with its weights. Raises: ConfigError, CheckpointError."""
+    """The layer of a graph with its weights. Raises: ConfigError, CheckpointError."""
     kind, parts = LAYERS[graph]
     layer = kind(checkpoint.spec, config)
     for part in parts:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from export.accuracy import TOWERS
 from export.calibration import Quantisation, Samples
-from export.convert import OPSET
+from export.convert import OPSET, PADDLE_FILES
+from export.paddle_int8 import PADDLE
 from export.shapes import dtype_of, shapes_of
 from paddle_recomp import __version__
 from paddle_recomp.backends.base import INPUTS, OUTPUTS
-from paddle_recomp.bundle import FORMAT, MANIFEST, checksum, seal
+from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, checksum, seal
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.loading import image_processor, projector_checksum
@@ -76,6 +79,35 @@ def describe_quantisation(wanted: Quantisation, samples: Samples) -> dict[str, A
         "calibration": wanted.method if wanted.kind == "static" else None,
         "target_cosine": wanted.target_cosine,
         **samples.description,
+    }
+
+
+def describe_paddle() -> dict[str, Any]:
+    """The files of Paddle Inference. Inputs and outputs are those of the ONNX graphs, outputs in
+    their order: Paddle names them by number, and has the inputs once more behind them."""
+    program, params = PADDLE_FILES
+    return {
+        "precisions": [name for name in PADDLE_PRECISIONS if name != "int8"],
+        "graphs": {
+            graph: {"program": f"paddle/{graph}{program}", "params": f"paddle/{graph}{params}"}
+            for graph in INPUTS
+        },
+    }
+
+
+def describe_paddle_int8(cosine: Mapping[str, float], samples: Samples) -> dict[str, Any]:
+    """The towers in INT8, and what they keep. Experimental."""
+    return {
+        "made_by": {"paddlepaddle": PADDLE},
+        "cosine": {name: round(value, 6) for name, value in cosine.items()},
+        **samples.description,
+        "graphs": {
+            graph: {
+                "program": f"paddle/int8/{graph}.pdmodel",
+                "params": f"paddle/int8/{graph}.pdiparams",
+            }
+            for graph in TOWERS
+        },
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ def sample_inputs(graph: Graph, spec: ModelSpec, batch: int = BATCH) -> dict[str
     return arrays
 
 
-def compare_with_layer(graph: Graph, layer: Any, spec: ModelSpec, path: str | Path) -> None:
+Runner = Callable[[str | Path, Graph, dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def compare_with_layer(
+    graph: Graph, layer: Any, spec: ModelSpec, path: str | Path, run: Runner
+) -> None:
     """Runs the Paddle layer and the written graph on the same inputs.
 
     Raises: ExportError when they differ."""
@@ -63,21 +69,31 @@ def run(path: str | Path, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[s
     return dict(zip(names, session.run(list(names), inputs), strict=True))
 
 
+def run_paddle(
+    stem: str | Path, graph: Graph, inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The outputs of STEM.json and STEM.pdiparams in Paddle Inference on the CPU."""
+    from paddle_recomp.backends.paddle_inference import Predictor
+
+    predictor = Predictor(Path(f"{stem}.json"), Path(f"{stem}.pdiparams"))
+    return predictor.run(inputs, OUTPUTS[graph])
+
+
 def compare(graph: Graph, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
     """Raises: ExportError naming the first output that differs, and by how much."""
     for name, value in expected.items():
         other = found[name]
         if value.shape != other.shape or value.dtype != other.dtype:
             raise ExportError(
-                f"{graph}: {name} is {other.dtype} {list(other.shape)} in ONNX Runtime and "
-                f"{value.dtype} {list(value.shape)} in Paddle"
+                f"{graph}: {name} is {other.dtype} {list(other.shape)} when exported and "
+                f"{value.dtype} {list(value.shape)} in eager Paddle"
             )
         difference = relative_difference(value, other)
         limit = TOLERANCE if value.dtype.kind == "f" else 0.0
         if not difference <= limit:
             raise ExportError(
-                f"{graph}: {name} differs by {difference:.2g} of its largest value between Paddle "
-                f"and ONNX Runtime; allowed is {limit:g}"
+                f"{graph}: {name} differs by {difference:.2g} of its largest value between eager "
+                f"Paddle and the exported graph; allowed is {limit:g}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from export.shapes import TRACED
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
-from paddle_recomp.bundle import open_bundle
+from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
+from paddle_recomp.errors import DeviceError, RecompWarning
 from paddle_recomp.loading import find_checkpoint, image_processor, projector_checksum
 from paddle_recomp.preprocess import ClipTokenizer
 
@@ -42,7 +44,7 @@ class Tolerance:
     """Share of the choices that must be the same when they follow from its own features; from
     the same features all must be, in every precision."""
     cosine: float | None = None
-    """Mean of the vectors that INT8 computes, in place of their difference."""
+    """Mean of the vectors that INT8 and bfloat16 compute, in place of their difference."""
     overlap: float | None = None
     """Mean intersection over union of the tokens kept, in place of their agreement; the mean of
     a batch may fall short of it by _SCATTER / √batch."""
@@ -51,6 +53,7 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(difference=1e-4, agreement=0.99),
     "int8": Tolerance(difference=1e-4, agreement=0.99, cosine=0.998, overlap=0.9),
+    "bf16": Tolerance(difference=1e-4, agreement=0.99, cosine=0.9998, overlap=0.9),
 }
 
 
@@ -66,6 +69,8 @@ class Row:
     """`difference`, where less is better, or `agreement`, `cosine` or `overlap`, where more is."""
     value: float
     limit: float
+    runtime: str = ""
+    """What ran the bundle: `onnx fp32`, `paddle bf16`. Nothing did for its inputs."""
 
     @property
     def passed(self) -> bool:
@@ -86,7 +91,8 @@ def verify_bundle(
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
-    eager, onnx = EagerBackend(checkpoint, bundle.config), OnnxBackend(bundle)
+    eager = EagerBackend(checkpoint, bundle.config)
+    backends = list(runtimes(bundle))
     prepare = [image_processor(checkpoint), bundle.image_processor]
     tokenizers = [ClipTokenizer.from_folder(d) for d in (checkpoint.clip_dir, bundle.clip_dir)]
     length = checkpoint.spec.text.max_positions
@@ -102,10 +108,29 @@ def verify_bundle(
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
         }
-        rows.extend(compare_backends(eager, onnx, inputs, bundle.precision))
+        for name, precision, backend in backends:
+            rows += [
+                replace(row, runtime=f"{name} {precision}")
+                for row in compare_backends(eager, backend, inputs, precision)
+            ]
     if bundle.decoder is not None:
-        rows.append(_compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision))
+        row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
+        rows.append(replace(row, runtime=f"onnx {bundle.decoder.precision}"))
     return rows
+
+
+def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, str, Backend]]:
+    """Everything that this machine can run the bundle in: name, precision, backend."""
+    yield "onnx", bundle.precision, OnnxBackend(bundle, threads=threads)
+    if bundle.paddle is None:
+        return
+    from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
+
+    for precision in bundle.paddle.precisions:
+        try:
+            yield "paddle", precision, PaddleInferenceBackend(bundle, precision, threads=threads)
+        except DeviceError as error:
+            warnings.warn(f"not compared: {error}", RecompWarning, stacklevel=2)
 
 
 def compare_backends(
@@ -233,9 +258,10 @@ def _agreement(
 
 def print_table(console: Console, rows: list[Row]) -> None:
     """Every comparison, one a line."""
-    table = Table("batch", "graph", "output", "measure", "value", "limit", "", box=None)
+    table = Table("runtime", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
     for row in rows:
         table.add_row(
+            row.runtime,
             str(row.batch),
             row.stage,
             row.name,

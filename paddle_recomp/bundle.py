@@ -30,6 +30,8 @@ PRECISIONS = ("fp32", "int8")
 """What this version can run."""
 DECODER_PRECISIONS = ("fp32", "int8", "int4")
 """The same of the language model's decoder."""
+PADDLE_PRECISIONS = ("fp32", "bf16", "int8")
+"""The same in Paddle Inference."""
 
 _T = TypeVar("_T")
 
@@ -70,6 +72,18 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class PaddleInfo:
+    """What Paddle Inference reads."""
+
+    graphs: Mapping[Graph, tuple[str, str]]
+    """The files of each graph, its program and its weights, for fp32 and bf16 alike."""
+    int8: Mapping[Graph, tuple[str, str]]
+    """The same of the towers in INT8; empty where the bundle has none."""
+    precisions: tuple[str, ...]
+    """That a bundle may be opened in."""
+
+
+@dataclass(frozen=True)
 class LanguageModelSource:
     """The checkpoint whose language model answers."""
 
@@ -96,6 +110,8 @@ class Bundle:
     language_model: LanguageModelSource
     decoder: DecoderInfo | None
     """None where the language model is not in the bundle."""
+    paddle: PaddleInfo | None
+    """None where the bundle was exported for ONNX Runtime alone."""
 
     @property
     def clip_dir(self) -> Path:
@@ -167,6 +183,7 @@ def open_bundle(folder: Path) -> Bundle:
             _field(path, source, "name", str), _field(path, source, "projector_sha256", str)
         ),
         decoder=_decoder(path, manifest, files),
+        paddle=_paddle(path, manifest, files),
     )
 
 
@@ -320,3 +337,36 @@ def _decoder(
         if name not in files:
             raise BundleError(f"{path}: the decoder needs {name!r}, which is not listed")
     return info
+
+
+def _paddle(
+    path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileInfo]
+) -> PaddleInfo | None:
+    if manifest.get("paddle") is None:
+        return None
+    about = _field(path, manifest, "paddle", dict)
+    precisions = _field(path, about, "precisions", list)
+    int8: Mapping[Graph, tuple[str, str]] = {}
+    if "int8" in precisions:
+        section = _field(path, about, "int8", dict)
+        int8 = _paddle_graphs(path, section, ("vision", "text"), files)
+    return PaddleInfo(
+        graphs=_paddle_graphs(path, about, tuple(INPUTS), files),
+        int8=int8,
+        precisions=tuple(name for name in PADDLE_PRECISIONS if name in precisions),
+    )
+
+
+def _paddle_graphs(
+    path: Path, about: Mapping[str, Any], names: tuple[Graph, ...], files: Mapping[str, FileInfo]
+) -> dict[Graph, tuple[str, str]]:
+    fields = _field(path, about, "graphs", dict)
+    graphs: dict[Graph, tuple[str, str]] = {}
+    for name in names:
+        graph = _field(path, fields, name, dict)
+        program, params = (_field(path, graph, key, str) for key in ("program", "params"))
+        for file in (program, params):
+            if file not in files:
+                raise BundleError(f"{path}: Paddle's {name} is in {file!r}, which is not listed")
+        graphs[name] = (program, params)
+    return graphs

@@ -76,6 +76,14 @@ DeviceOption = Annotated[
         "--device", help="cpu, gpu or gpu:N; for a bundle cpu, cuda, tensorrt or openvino."
     ),
 ]
+BackendOption = Annotated[
+    str | None,
+    typer.Option("--backend", help="For a bundle: onnx (default) or paddle (Paddle Inference)."),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="With --backend paddle: fp32 (default), bf16 or int8."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -111,6 +119,8 @@ def ask(
         int, typer.Option("--max-new-tokens", help="The longest answer.")
     ] = 128,
     device: DeviceOption = "cpu",
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer QUESTION about IMAGE."""
@@ -122,7 +132,7 @@ def ask(
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
-            vlm = load(model, clip, config, device, on_progress, llm)
+            vlm = load(model, clip, config, device, on_progress, llm, backend, precision)
         with working(console, "answering"):
             answer = vlm.ask(image, question, budget, max_new_tokens)
     if as_json:
@@ -149,6 +159,8 @@ def explain(
     max_tokens: MaxTokensOption = None,
     full: FullOption = False,
     device: DeviceOption = "cpu",
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Draw which patches of IMAGE are kept for QUESTION, without asking the language model."""
     from paddle_recomp.loading import find, load_encoder
@@ -159,7 +171,8 @@ def explain(
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
-            encoder = load_encoder(find(model, clip), config, device)
+            found = find(model, clip)
+            encoder = load_encoder(found, config, device, backend=backend, precision=precision)
         with working(console, "compressing"):
             (prompt,) = encoder.compress(encoder.see([image]), [question], budget)
     _save_overlay(output, picture, question, None, encoder, prompt.compressed)

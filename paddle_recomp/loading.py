@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
+from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.config import CompressionConfig
@@ -18,6 +19,8 @@ from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageToke
 from paddle_recomp.runner import VLM
 
 DEMO = "demo"
+BACKENDS = ("onnx", "paddle")
+"""What runs a bundle: ONNX Runtime, Paddle Inference."""
 
 
 def demo_folder() -> Path:
@@ -48,13 +51,18 @@ def load_encoder(
     config: CompressionConfig | None = None,
     device: str = "cpu",
     on_tensor: Callable[[int], None] = lambda num_bytes: None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> ImageEncoder:
-    """What stands in front of the language model: a checkpoint in eager Paddle, a bundle in ONNX
-    Runtime, where `device` names the execution provider. A bundle has its configuration in it.
+    """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
+    Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
+    Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
 
     Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
     if isinstance(model, Bundle):
-        return _bundle_encoder(model, config, device)
+        return _bundle_encoder(model, config, device, backend or BACKENDS[0], precision)
+    if backend is not None or precision is not None:
+        raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
     return _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
 
 
@@ -65,10 +73,13 @@ def load(
     device: str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     llm: str | Path | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> VLM:
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
     was exported without its language model takes it from the folder of the checkpoint that it was
     exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
+    `backend` and `precision` say what runs a bundle's encoder; see `load_encoder`.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_encoder`."""
@@ -80,11 +91,13 @@ def load(
         on_progress(done, total)
 
     if isinstance(found, Bundle) and found.decoder is not None and llm is None:
-        encoder = load_encoder(found, config, device)
+        encoder = load_encoder(found, config, device, backend=backend, precision=precision)
         from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
 
         total = sum(found.files[name].num_bytes for name in decoder_files(found))
-        decoder = OnnxDecoder.from_bundle(found, [device], on_file=on_bytes)
+        # Paddle's devices are none of ONNX Runtime's providers.
+        provider = "cpu" if backend == "paddle" else device
+        decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
         return VLM(encoder, decoder, LanguageTokenizer.from_folder(found.llm_dir))
     if isinstance(found, Bundle):
         parts: tuple[str, ...] = PARTS[-1:]
@@ -96,7 +109,7 @@ def load(
             raise ConfigError(f"{model} is a checkpoint and has its own language model")
         parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
     total = sum(checkpoint.num_bytes(part) for part in parts)
-    encoder = load_encoder(found, config, device, on_bytes)
+    encoder = load_encoder(found, config, device, on_bytes, backend, precision)
     with _paddle_required():
         from paddle_recomp.llm.paddle_llama import PaddleLlama
     return VLM(
@@ -135,9 +148,13 @@ def _language_checkpoint(
     return checkpoint
 
 
-def _bundle_encoder(bundle: Bundle, config: CompressionConfig | None, device: str) -> ImageEncoder:
-    from paddle_recomp.backends.onnx import OnnxBackend
-
+def _bundle_encoder(
+    bundle: Bundle,
+    config: CompressionConfig | None,
+    device: str,
+    backend: str,
+    precision: str | None,
+) -> ImageEncoder:
     if config is not None and config != bundle.config:
         exported, asked = asdict(bundle.config), asdict(config)
         name = next(name for name in asked if asked[name] != exported[name])
@@ -145,17 +162,34 @@ def _bundle_encoder(bundle: Bundle, config: CompressionConfig | None, device: st
             f"{bundle.folder} was exported with {name}={exported[name]}; for {asked[name]}, "
             "export it again"
         )
-    backend = OnnxBackend(bundle, [device])
+    runs = _bundle_backend(bundle, device, backend, precision)
     for folder in ("clip/", "llm/"):
         bundle.verify(folder)
     return ImageEncoder(
-        backend=backend,
+        backend=runs,
         image_processor=bundle.image_processor,
         tokenizer=ClipTokenizer.from_folder(bundle.clip_dir),
         question_positions=bundle.question_positions,
         template=bundle.template,
         config=bundle.config,
     )
+
+
+def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | None) -> Backend:
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+    if name == "paddle":
+        from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
+
+        return PaddleInferenceBackend(bundle, precision or "fp32", device)
+    if precision is not None:
+        raise ConfigError(
+            f"{bundle.folder} is {bundle.precision} in ONNX Runtime; a precision is chosen with "
+            "backend paddle only"
+        )
+    from paddle_recomp.backends.onnx import OnnxBackend
+
+    return OnnxBackend(bundle, [device])
 
 
 def _checkpoint_encoder(

@@ -27,9 +27,10 @@ def class_attention(
     heads = 1 if mode == "concat" else num_heads
     width = q_cls.shape[-1] // heads
     query = q_cls.reshape([-1, heads, 1, width])
-    logits = paddle.matmul(query, keys.reshape([0, -1, heads, width]).transpose([0, 2, 3, 1]))
+    logits = paddle.matmul(query, keys.reshape([0, 0, heads, width]).transpose([0, 2, 3, 1]))
     attention = F.softmax(logits * width**-0.5, axis=-1)
-    return attention[:, :, 0, 1:].mean(axis=1)
+    # Not a mean: Paddle Inference prints a line for its kernel on standard output.
+    return attention[:, :, 0, 1:].sum(axis=1) / heads
 
 
 def cosine_scores(text_embeds: Tensor, patch_embeds: Tensor) -> Tensor:

@@ -84,6 +84,8 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
         "language_model": bundle.language_model.name,
         "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }
+    if bundle.paddle is not None:
+        summary["paddle_inference"] = ", ".join(bundle.paddle.precisions)
     sizes = {name: info.num_bytes for name, info in bundle.files.items()}
     if as_json:
         details = {"files": sizes, "compression": asdict(bundle.config)}

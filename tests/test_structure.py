@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"explain", "reports", "loading"},
     {"runner"},
     {"encoder"},
-    {"llm", "backends.eager", "backends.onnx"},
+    {"llm", "backends.eager", "backends.onnx", "backends.paddle_inference"},
     {"bundle"},
     {"backends.devices", "backends.sessions", "weights", "model", "backends.base"},
     {"clip"},
@@ -31,7 +31,16 @@ LAYERS: list[set[str]] = [
     {"errors"},
 ]
 HEAVY = ("paddle", "paddlenlp")
-HEAVY_ROOMS = {"ops", "methods", "clip", "model", "weights", "backends.eager", "backends.devices"}
+HEAVY_ROOMS = {
+    "ops",
+    "methods",
+    "clip",
+    "model",
+    "weights",
+    "backends.eager",
+    "backends.paddle_inference",
+    "backends.devices",
+}
 
 
 def module_of(path: Path) -> str:

@@ -24,6 +24,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def paddle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo's, with the files of Paddle Inference in it."""
+    return export("demo", tmp_path_factory.mktemp("paddle") / "bundle", paddle=True)
+
+
+@pytest.fixture(scope="session")
 def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The golden model has weights only; what prepares its inputs is lent by the demo."""
     folder = tmp_path_factory.mktemp("golden")
@@ -45,7 +51,7 @@ def golden_bundle(
     golden_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     folder = tmp_path_factory.mktemp("golden_bundle") / "bundle"
-    return export(golden_checkpoint.model_dir, folder, golden_checkpoint.clip_dir)
+    return export(golden_checkpoint.model_dir, folder, golden_checkpoint.clip_dir, paddle=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The same questions to every backend: eager Paddle and ONNX Runtime."""
+"""The same questions to every backend: eager Paddle, ONNX Runtime, Paddle Inference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from export.verify import budgets
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
+from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from paddle_recomp.errors import BundleError, ConfigError, DeviceError, FeatureE
 
 from .conftest import GOLDEN
 
-BACKENDS = ("eager", "onnx")
+BACKENDS = ("eager", "onnx", "paddle")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def backends(golden_checkpoint: Checkpoint, golden_bundle: Bundle) -> dict[str, 
     return {
         "eager": EagerBackend(golden_checkpoint, CompressionConfig()),
         "onnx": OnnxBackend(golden_bundle, threads=1),
+        "paddle": PaddleInferenceBackend(golden_bundle, threads=1),
     }
 
 

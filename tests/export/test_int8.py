@@ -43,6 +43,7 @@ def graphs_of(bundle: Bundle) -> Iterator[None]:
         model = onnx.load(bundle.folder / f"{job.graph}.onnx")
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, dict(sorted(job.metadata.items())))
+        assert job.output is not None
         write_model(model, Path(job.output))
 
     with pytest.MonkeyPatch.context() as patch:
