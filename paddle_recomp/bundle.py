@@ -100,6 +100,8 @@ class Bundle:
 
     folder: Path
     precision: str
+    operators: str
+    """`onnx`: of the standard alone; `onnxruntime`: with the runtime's own."""
     config: CompressionConfig
     image_processor: ImageProcessor
     num_patches: int
@@ -172,6 +174,7 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         precision=precision,
+        operators=_field(path, manifest, "operators", str),
         config=_config(path, _field(path, manifest, "compression", dict)),
         image_processor=_image_processor(path, image),
         num_patches=_field(path, image, "patches", int),

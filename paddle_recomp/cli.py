@@ -82,7 +82,10 @@ BackendOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="With --backend paddle: fp32 (default), bf16 or int8."),
+    typer.Option(
+        "--precision",
+        help="Of Paddle Inference: fp32 (default), bf16, int8; of openvino: fp32, bf16.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -95,8 +95,8 @@ def load(
         from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
 
         total = sum(found.files[name].num_bytes for name in decoder_files(found))
-        # Paddle's devices are none of ONNX Runtime's providers.
-        provider = "cpu" if backend == "paddle" else device
+        # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
+        provider = "cpu" if backend == "paddle" or device == "openvino" else device
         decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
         return VLM(encoder, decoder, LanguageTokenizer.from_folder(found.llm_dir))
     if isinstance(found, Bundle):
@@ -182,14 +182,9 @@ def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | Non
         from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 
         return PaddleInferenceBackend(bundle, precision or "fp32", device)
-    if precision is not None:
-        raise ConfigError(
-            f"{bundle.folder} is {bundle.precision} in ONNX Runtime; a precision is chosen with "
-            "backend paddle only"
-        )
     from paddle_recomp.backends.onnx import OnnxBackend
 
-    return OnnxBackend(bundle, [device])
+    return OnnxBackend(bundle, [device], precision=precision)
 
 
 def _checkpoint_encoder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +11,35 @@ import numpy as np
 from paddle_recomp.backends.base import Graph, check_finite
 from paddle_recomp.backends.sessions import check_options, open_session
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.errors import RecompWarning
 
 
 class OnnxBackend:
     """Runs a bundle in ONNX Runtime; each graph is loaded when it is first used."""
 
     def __init__(
-        self, bundle: Bundle, providers: Sequence[str] = ("cpu",), threads: int | None = None
+        self,
+        bundle: Bundle,
+        providers: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+        precision: str | None = None,
     ) -> None:
         """`providers` in the order of preference, by short name; what they cannot compute runs
-        on the CPU. `threads` for one operator; None: as many as there are cores.
+        on the CPU. `threads` for one operator; None: as many as there are cores. `precision` of
+        what is float in the towers, for openvino: fp32 (default) or bf16.
 
+        Warns: RecompWarning where a provider has to share a graph with the CPU.
         Raises: DeviceError listing the providers that are installed; ConfigError."""
-        check_options(providers, threads)
+        check_options(providers, threads, precision)
+        if "openvino" in providers and bundle.operators != "onnx":
+            warnings.warn(
+                f"{bundle.folder} has ONNX Runtime's fused attention, which OpenVINO leaves to the "
+                "CPU provider, layer by layer; export it with --operators onnx",
+                RecompWarning,
+                stacklevel=2,
+            )
         self.bundle, self.providers, self.threads = bundle, tuple(providers), threads
+        self.precision = precision
         self._sessions: dict[Graph, Any] = {}
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -43,5 +59,7 @@ class OnnxBackend:
             # Also the file of external data that a graph over 2 GB has beside it.
             self.bundle.verify(file)
             path = self.bundle.folder / file
-            self._sessions[graph] = open_session(path, self.providers, self.threads)
+            # The compressor compares scores that differ by less than a step of bfloat16.
+            precision = self.precision if graph in ("vision", "text") else None
+            self._sessions[graph] = open_session(path, self.providers, self.threads, precision)
         return self._sessions[graph]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 
+_OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
 
 def available_providers() -> list[str]:
     """Short names of the execution providers that this onnxruntime has."""
@@ -29,8 +33,18 @@ def available_providers() -> list[str]:
     return [name for name, full in PROVIDERS.items() if full in installed]
 
 
-def check_options(providers: Sequence[str], threads: int | None) -> None:
+def check_options(
+    providers: Sequence[str], threads: int | None, precision: str | None = None
+) -> None:
     """Raises: DeviceError listing the providers that are installed; ConfigError."""
+    if precision is not None and "openvino" not in providers:
+        raise ConfigError(
+            f"ONNX Runtime computes in the precision of the bundle, not in {precision}; that is "
+            "for openvino, or for backend paddle"
+        )
+    if precision not in (None, *_OPENVINO_HINTS):
+        known = ", ".join(_OPENVINO_HINTS)
+        raise ConfigError(f"openvino knows no precision {precision!r}; known: {known}")
     available = available_providers()
     for name in providers:
         if name not in available:
@@ -41,9 +55,12 @@ def check_options(providers: Sequence[str], threads: int | None) -> None:
         raise ConfigError("expected at least one execution provider and one thread")
 
 
-def open_session(path: Path, providers: Sequence[str], threads: int | None) -> Any:
+def open_session(
+    path: Path, providers: Sequence[str], threads: int | None, precision: str | None = None
+) -> Any:
     """The session of a graph. `providers` in the order of preference, by short name; what they
     cannot compute runs on the CPU. `threads` for one operator; None: as many as there are cores.
+    `precision` is what OpenVINO computes in where the graph has float, by default fp32.
 
     Raises: BundleError for a graph that cannot be loaded; DeviceError when a provider does not
     start."""
@@ -51,8 +68,11 @@ def open_session(path: Path, providers: Sequence[str], threads: int | None) -> A
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     wanted = [PROVIDERS[name] for name in providers]
+    given = [_openvino(threads, precision) if name == "openvino" else {} for name in providers]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=wanted, provider_options=given
+        )
     except Exception as error:  # The runtime has an exception class for each status.
         raise BundleError(f"{path} cannot be loaded: {error}") from error
     # A provider whose libraries are missing is dropped by the runtime with no more than a log.
@@ -62,6 +82,19 @@ def open_session(path: Path, providers: Sequence[str], threads: int | None) -> A
             raise DeviceError(f"the execution provider {name!r} does not start on this machine")
     session.disable_fallback()
     return session
+
+
+def _openvino(threads: int | None, precision: str | None) -> dict[str, str]:
+    """Without these it takes half the cores, and a third more time for the same INT8 graph."""
+    hints = {
+        "INFERENCE_PRECISION_HINT": _OPENVINO_HINTS[precision or "fp32"],
+        "INFERENCE_NUM_THREADS": str(threads or os.cpu_count()),
+    }
+    return {
+        "device_type": "CPU",
+        "num_of_threads": hints["INFERENCE_NUM_THREADS"],
+        "load_config": json.dumps({"CPU": hints}),
+    }
 
 
 def over_array(array: Any) -> Any:
