@@ -137,7 +137,9 @@ def descending_order(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     lowest = paddle.full([1], float("-inf"), dtype=scores.dtype)
     order = paddle.argsort(paddle.where(mask, scores, lowest), axis=1, descending=True, stable=True)
     place = paddle.zeros_like(order) + paddle.arange(scores.shape[1], dtype="int64")
-    return order, paddle.put_along_axis(order, order, place, axis=1, broadcast=False)
+    # Into an array of its own: a saved graph writes into the first argument, which no other may be.
+    empty = paddle.zeros_like(order)
+    return order, paddle.put_along_axis(empty, order, place, axis=1, broadcast=False)
 
 
 def top(scores: Tensor, mask: Tensor, count: Tensor) -> Tensor:
