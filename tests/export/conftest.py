@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
+from export import build
 from export.build import export
+from export.convert import Job
+from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, seal
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.loading import demo_folder, find_checkpoint
@@ -58,6 +64,22 @@ def golden_bundle(
 def copy(demo_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy of the demo's bundle to damage."""
     return Path(shutil.copytree(demo_bundle.folder, tmp_path / "copy"))
+
+
+@contextmanager
+def graphs_of(bundle: Bundle) -> Iterator[None]:
+    """Lets an export take the float graphs of a bundle, which saves the conversions."""
+
+    def take(job: Job) -> None:
+        model = onnx.load(bundle.folder / f"{job.graph}.onnx")
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, dict(sorted(job.metadata.items())))
+        assert job.output is not None
+        write_model(model, Path(job.output))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "convert", take)
+        yield
 
 
 def edit(folder: Path, *, sealed: bool = True, **fields: object) -> None:

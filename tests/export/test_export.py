@@ -13,17 +13,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnx import helper
 
 from export import build, convert, writing
 from export.__main__ import main
 from export.build import export
 from export.errors import ExportError
+from export.onnx_graph import OnnxGraph
+from export.optimise import check
+from export.parity import sample_inputs
 from export.writing import replaced_folder
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
+from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
-from paddle_recomp.errors import CheckpointNotFoundError, ConfigError
+from paddle_recomp.errors import BundleError, CheckpointNotFoundError, ConfigError
+from paddle_recomp.loading import find_checkpoint
+
+from .conftest import graphs_of
 
 ROOT = Path(__file__).parents[2]
 GRAPHS: tuple[Graph, ...] = ("vision", "text", "compress", "encoder")
@@ -221,3 +231,50 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_early(tmp_path: Path) -> No
     with pytest.raises(CheckpointNotFoundError, match="tokenizer"):
         export(tmp_path / "llava", tmp_path / "x", golden / "clip")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_large_graph_has_its_weights_in_a_second_file(
+    demo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_SINGLE_FILE", 1_000_000)
+    with graphs_of(demo_bundle):
+        bundle = export("demo", tmp_path / "large", decoder="none")
+    assert {name for name in bundle.files if name.endswith(".data")} == {
+        f"{graph}.onnx.data" for graph in ("vision", "text", "encoder")
+    }
+    assert (bundle.folder / "encoder.onnx").stat().st_size < 400_000
+    inputs = sample_inputs("encoder", find_checkpoint("demo").spec)
+    for ours, theirs in zip(
+        *(OnnxBackend(b).run("encoder", inputs).values() for b in (bundle, demo_bundle)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with (bundle.folder / "encoder.onnx.data").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"x")
+    with pytest.raises(BundleError, match=r"encoder.onnx.data was changed"):
+        OnnxBackend(open_bundle(bundle.folder)).run("encoder", inputs)
+
+
+@pytest.mark.slow
+def test_a_graph_over_two_gigabytes(tmp_path: Path) -> None:
+    """More than protobuf can hold in one file; needs about 8 GB of memory."""
+    side, rng = 14_000, np.random.default_rng(0)
+    weights = {f"w{i}": np.full((side, side), 1 / side, np.float32) for i in range(3)}
+    shape = [helper.make_tensor_value_info(name, 1, ["batch", side]) for name in ("x", "y3")]
+    nodes = [
+        helper.make_node("MatMul", [f"y{i}" if i else "x", w], [f"y{i + 1}"])
+        for i, w in enumerate(weights)
+    ]
+    graph = OnnxGraph(nodes, weights, shape[:1], {"y3": shape[1]}, 17)
+    model = graph.model()
+    check(model)
+    writing.write_model(model, tmp_path / "large.onnx")
+    del model, graph, weights
+    assert (tmp_path / "large.onnx.data").stat().st_size > 2**31
+    session = onnxruntime.InferenceSession(
+        tmp_path / "large.onnx", providers=["CPUExecutionProvider"]
+    )
+    x = rng.random((1, side), dtype=np.float32)
+    (y,) = session.run(None, {"x": x})
+    np.testing.assert_allclose(y, np.full_like(x, x.mean()), rtol=1e-4)

@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +14,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export import build
 from export.__main__ import main
 from export.build import export
 from export.calibration import Quantisation
-from export.convert import Job
 from export.scales import SCALES, read_scales
 from export.verify import compare_kept, verify_bundle
-from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.demo import demo_pictures
 from paddle_recomp.loading import load_encoder
 
-from .conftest import edit
+from .conftest import edit, graphs_of
 from .test_export import content
 
 GUARDED = {"features", "keys", "patch_embeds", "text_embeds"}
-
-
-@contextmanager
-def graphs_of(bundle: Bundle) -> Iterator[None]:
-    """Lets an export take the float graphs of a bundle, which saves the conversions."""
-
-    def take(job: Job) -> None:
-        model = onnx.load(bundle.folder / f"{job.graph}.onnx")
-        del model.metadata_props[:]
-        onnx.helper.set_model_props(model, dict(sorted(job.metadata.items())))
-        assert job.output is not None
-        write_model(model, Path(job.output))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "convert", take)
-        yield
 
 
 @pytest.fixture(scope="module")
