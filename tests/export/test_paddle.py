@@ -123,9 +123,8 @@ def test_verification_covers_paddle_inference(
     assert export_main(arguments) == 0
     assert "paddle fp32" in capsys.readouterr().out
     rows = json.loads(report.read_text())["rows"]
-    stages = {row["stage"] for row in rows if row["runtime"] == "onnx fp32"}
-    assert stages == set(GRAPHS)
-    assert {row["stage"] for row in rows if row["runtime"] == "paddle fp32"} == stages
+    for runtime in ("onnx fp32", "paddle fp32"):
+        assert {row["stage"] for row in rows if row["runtime"] == runtime} >= set(GRAPHS)
     if paddle.base.core.supports_bfloat16_fast_performance():
         bf16 = [row for row in rows if row["runtime"] == "paddle bf16"]
         assert {row["batch"] for row in bf16} == {1, 3, 8}
