@@ -23,7 +23,12 @@ from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import open_bundle
 
-NAMES = {"onnx": "ONNX Runtime", "paddle": "Paddle Inference"}
+NAMES = {
+    "onnx": "ONNX Runtime",
+    "openvino": "ONNX Runtime, OpenVINO",
+    "openvino bf16": "ONNX Runtime, OpenVINO, rest bf16",
+    "paddle": "Paddle Inference",
+}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from export.shapes import TRACED
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
+from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
@@ -122,6 +123,14 @@ def verify_bundle(
 def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, str, Backend]]:
     """Everything that this machine can run the bundle in: name, precision, backend."""
     yield "onnx", bundle.precision, OnnxBackend(bundle, threads=threads)
+    if bundle.operators == "onnx" and "openvino" in available_providers():
+        # What is INT8 stays so; the rest of a tower may be bfloat16.
+        rounded = "bf16" if bundle.precision == "fp32" else bundle.precision
+        for name, hint, precision in (
+            ("openvino", "fp32", bundle.precision),
+            ("openvino bf16", "bf16", rounded),
+        ):
+            yield name, precision, OnnxBackend(bundle, ["openvino"], threads, hint)
     if bundle.paddle is None:
         return
     from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
