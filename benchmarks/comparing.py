@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -43,8 +45,12 @@ def kept_alike(expected: Compressed, found: Compressed) -> tuple[float, float]:
 
 
 def fingerprint(bundle: Bundle) -> dict[str, str]:
-    """By which a report says what was measured: the checksum of each graph."""
-    names = sorted(info.file for info in bundle.graphs.values())
+    """By which a report says what was measured: the checksum of each encoder graph."""
+    return checksums(bundle, sorted(info.file for info in bundle.graphs.values()))
+
+
+def checksums(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
+    """The beginnings of the checksums of some files of a bundle."""
     return {name: bundle.files[name].sha256[:16] for name in names}
 
 

@@ -26,10 +26,11 @@ from benchmarks.random_checkpoint import SHAPES
 from export.convert import convert_layer
 from export.graphs import CompressGraph
 from export.parity import compare, sample_inputs
+from export.writing import write_model
 from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.backends.onnx import OnnxBackend
+from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.checkpoint import ModelSpec
 from paddle_recomp.cli import quiet_paddle
 from paddle_recomp.config import CompressionConfig, TokenBudget
 from paddle_recomp.methods import compress
@@ -40,24 +41,23 @@ BUDGETS = {"dynamic": TokenBudget(), "exactly 64": TokenBudget(tokens=64)}
 Arrays = dict[str, np.ndarray]
 
 
-def compress_graphs() -> dict[str, bytes]:
+def write_graphs(folder: Path) -> dict[str, Path]:
     """compress.onnx of the shape with random weights, without (`bare`) and with its projector."""
     # What the language model takes is then what the tower gives.
     width = SPEC.vision.hidden_size
     language = replace(SPEC.language, hidden_size=width, head_dim=width // SPEC.language.num_heads)
     bare = replace(SPEC, projector=replace(SPEC.projector, out_features=width), language=language)
-    layers = {name: CompressGraph(SPEC, CompressionConfig()) for name in ("bare", "projected")}
-    layers["bare"].projector = nn.Identity()
-    return {
-        "bare": _converted(layers["bare"], bare),
-        "projected": _converted(layers["projected"], SPEC),
-    }
-
-
-def _converted(layer: nn.Layer, spec: ModelSpec) -> bytes:
-    layer.eval()
-    with tempfile.TemporaryDirectory() as folder, quiet_paddle():
-        return convert_layer("compress", layer, spec, Path(folder)).SerializeToString()
+    paths = {}
+    for name, spec in (("bare", bare), ("projected", SPEC)):
+        layer = CompressGraph(SPEC, CompressionConfig())
+        if name == "bare":
+            layer.projector = nn.Identity()
+        layer.eval()
+        with quiet_paddle():
+            model = convert_layer("compress", layer, spec, folder)
+        paths[name] = folder / f"{name}.onnx"
+        write_model(model, paths[name])
+    return paths
 
 
 def tower_outputs(batch: int, budget: TokenBudget) -> Arrays:
@@ -71,11 +71,9 @@ def tower_outputs(batch: int, budget: TokenBudget) -> Arrays:
     }
 
 
-def runner(graph: bytes, threads: int) -> Callable[[Arrays], Any]:
-    """The graph in ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def runner(graph: Path, threads: int) -> Callable[[Arrays], Any]:
+    """The graph in ONNX Runtime on the CPU, with the settings that the library gives it."""
+    session = open_session(graph, ["cpu"], threads)
     return lambda arrays: session.run(None, arrays)
 
 
@@ -109,7 +107,9 @@ def main() -> None:
             f"{options.bundle} has {bundle.num_patches} patches; expected the vision tower of "
             f"this benchmark, with {SPEC.vision.num_patches}"
         )
-    run = {name: runner(graph, options.threads) for name, graph in compress_graphs().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_graphs(Path(folder))
+        run = {name: runner(path, options.threads) for name, path in paths.items()}
     check(run["bare"])
 
     alone = Table("budget", "compressor ms", "with projector ms")

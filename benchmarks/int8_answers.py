@@ -2,8 +2,9 @@
 
     python -m benchmarks.int8_answers FP32_BUNDLE INT8_BUNDLE… --output docs/int8_answers.json
 
-Encoders run one picture and one question at a time, as on an edge box; the language model is the
-same for all. The report is written after each budget and taken up again where it ended.
+Encoders run one picture and one question at a time, as on an edge box; the language model is that
+of the fp32 bundle for all. The report is written after each budget, and taken up again where it
+ended.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.comparing import budgets_for, fingerprint, kept_alike, progress_bar
+from benchmarks.comparing import budgets_for, checksums, fingerprint, kept_alike, progress_bar
 from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.bundle import Bundle, open_bundle
+from paddle_recomp.llm.onnx_decoder import decoder_files
 from paddle_recomp.loading import load, load_encoder
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
@@ -104,10 +106,15 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     reference = open_bundle(options.fp32)
     bundles = {folder.name: open_bundle(folder) for folder in options.int8}
     items = draw_items(options.scenes)
-    report = read_report(
-        options.output,
-        {"questions": len(items), "scenes": options.scenes, "fp32": fingerprint(reference)},
-    )
+    # The answers of a report are those of one language model.
+    own = reference.decoder is not None and options.llm is None
+    about = {
+        "questions": len(items),
+        "scenes": options.scenes,
+        "fp32": fingerprint(reference),
+        "decoder": checksums(reference, decoder_files(reference)) if own else str(options.llm),
+    }
+    report = read_report(options.output, about)
     for name, bundle in bundles.items():
         if report["int8"].get(name, {}).get("graphs") != fingerprint(bundle):
             report["int8"][name] = {"graphs": fingerprint(bundle), "budgets": {}}
@@ -163,7 +170,11 @@ def main() -> None:
     )
     parser.add_argument("fp32", type=Path, help="A bundle in fp32.")
     parser.add_argument("int8", type=Path, nargs="+", help="Bundles of the same model in INT8.")
-    parser.add_argument("--llm", type=Path, help="Its checkpoint, unless it is the demo.")
+    parser.add_argument(
+        "--llm",
+        type=Path,
+        help="The checkpoint of a bundle without a decoder, unless it is the demo.",
+    )
     parser.add_argument("--scenes", type=int, default=260)
     parser.add_argument("--batch", type=int, default=64, help="Of the language model.")
     parser.add_argument("--output", type=Path)

@@ -1,6 +1,7 @@
-"""The accuracy report as the tables of docs/numbers.md.
+"""The reports on accuracy as the tables of docs/numbers.md.
 
 python -m benchmarks.tables docs/demo_accuracy.json
+python -m benchmarks.tables docs/int8_answers.json
 """
 
 from __future__ import annotations
@@ -68,11 +69,38 @@ def ablation(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def int8(report: dict[str, Any]) -> str:
+    """Every INT8 bundle against fp32, budget by budget."""
+    lines = [
+        "| INT8 | budget | fp32 % | INT8 % | difference, points | 95% interval | lost | gained "
+        "| overlap |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, about in report["int8"].items():
+        for budget, row in about["budgets"].items():
+            low, high = (_signed(bound) for bound in row["interval"])
+            lines.append(
+                f"| {name} | {budget} | {row['accuracy_fp32']:.2f} | {row['accuracy_int8']:.2f} | "
+                f"{_signed(row['difference'])} | {low} to {high} | {row['lost']} | "
+                f"{row['gained']} | {row['overlap']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−") if points else "0"
+
+
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("report", type=Path)
     report = json.loads(parser.parse_args().report.read_text(encoding="utf-8"))
+    if "int8" in report:
+        print(int8(report))
+        return
     print(comparison(report), by_kind(report, "12.5%"), ablation(report), sep="\n\n")
 
 
