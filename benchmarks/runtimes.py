@@ -26,7 +26,7 @@ from paddle_recomp.bundle import open_bundle
 NAMES = {
     "onnx": "ONNX Runtime",
     "openvino": "ONNX Runtime, OpenVINO",
-    "openvino bf16": "ONNX Runtime, OpenVINO, rest bf16",
+    "openvino bf16": "ONNX Runtime, OpenVINO with bf16",
     "paddle": "Paddle Inference",
 }
 
@@ -53,7 +53,7 @@ def main() -> None:
         f"vision {shape}, {options.threads} threads, onnxruntime {onnxruntime.__version__}; first: "
         f"{first.folder} in ONNX Runtime {first.precision}, medians of {options.runs} pairs\n"
     )
-    columns = ("bundle", "runtime", "s", "first, s", "speed", *names)
+    columns = ("bundle", "runtime", "precision", "s", "first, s", "speed", *names)
     print(f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", sep="\n")
     for bundle in bundles:
         for name, precision, backend in runtimes(bundle, options.threads):
@@ -67,7 +67,8 @@ def main() -> None:
             )
             cells = (
                 bundle.folder.name,
-                f"{NAMES[name]} {precision}",
+                NAMES[name],
+                precision,
                 f"{ours / 1e3:.3f}",
                 f"{theirs / 1e3:.3f}",
                 f"{ratio:.2f}",
