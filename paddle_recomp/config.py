@@ -225,5 +225,5 @@ class GenerationConfig:
     def _check_number(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
         if not (_is_instance(value, float) and math.isfinite(value) and least <= value <= most):
-            limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise ConfigError(f"{name} is {value!r}; expected a number of {limits}")
+            limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{name} is {value!r}; expected a number {limits}")

@@ -21,13 +21,20 @@ def choose(
 ) -> np.ndarray:
     """logits [B, V], the tokens that each answer has so far, one stream of random numbers for each
     prompt -> the next token of each [B] int64."""
+    logits = warp(logits, past, config)
+    return logits.argmax(axis=-1) if config.temperature == 0 else draw(logits, streams)
+
+
+def warp(logits: np.ndarray, past: Sequence[Sequence[int]], config: GenerationConfig) -> np.ndarray:
+    """logits [B, V] as the configuration wants them, −inf for what is not to be drawn. At
+    temperature 0 only the penalty applies."""
     logits = penalise_repetition(logits, past, config.repetition_penalty)
     if config.temperature == 0:
-        return logits.argmax(axis=-1)
+        return logits
     logits = scale(logits, config.temperature)
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
-    return draw(keep_top_p(logits, config.top_p), streams)
+    return keep_top_p(logits, config.top_p)
 
 
 def penalise_repetition(

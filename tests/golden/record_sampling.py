@@ -37,7 +37,7 @@ def record_warpers() -> dict[str, np.ndarray]:
     logits = rng.normal(0, 3, size=(6, 48)).astype(np.float32)
     past = rng.integers(0, 48, size=(6, 9))
     past[:, 0] = logits.argmax(axis=-1)
-    arrays = {"logits": logits, "past": past}
+    arrays: dict[str, np.ndarray] = {"logits": logits, "past": past}
     for name, options in WARPERS.items():
         warp = LogitsProcessorList(
             [kind(options[key]) for key, kind in PROCESSORS.items() if key in options]
