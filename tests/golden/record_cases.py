@@ -1,6 +1,8 @@
 """What was recorded: which pictures of scikit-image (file, box) are behind preprocess.npz, and
 which ways to change a distribution behind sampling.npz."""
 
+from typing import Any
+
 PICTURES: dict[str, tuple[str, tuple[int, int, int, int] | None]] = {
     "square": ("astronaut.png", None),
     "landscape": ("coffee.png", None),
@@ -13,7 +15,7 @@ PICTURES: dict[str, tuple[str, tuple[int, int, int, int] | None]] = {
 SPARSE = 12
 """Of the cases at 336 pixels every 12th pixel is kept, so that the file stays small."""
 
-WARPERS: dict[str, dict[str, float]] = {
+WARPERS: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.3},
     "reward": {"repetition_penalty": 0.7},
     "temperature": {"temperature": 0.4},

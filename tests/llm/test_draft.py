@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from paddle_recomp.llm.draft import Draft, StopStrings
 from .conftest import tokenizer
 
 END = 2
-TEXT = st.text("ab\n", max_size=12)
+TEXT = st.text("ab", max_size=12)
 
 
 def cut(text: str, strings: list[str], pieces: list[int]) -> tuple[list[str], bool]:
@@ -24,11 +26,11 @@ def cut(text: str, strings: list[str], pieces: list[int]) -> tuple[list[str], bo
     return [*shown, stop.flush()], stop.found
 
 
-@given(TEXT, st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data())
+@given(TEXT, st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
 @example("xabcd", ["abcd", "bc"], None)
 def test_pieces_do_not_matter(text: str, strings: list[str], data: st.DataObject | None) -> None:
     """The cut is in front of the string that is complete first, the longest of those."""
-    sizes = data.draw(st.lists(st.integers(0, 3), max_size=12)) if data else [2, 2]
+    sizes = data.draw(st.lists(st.integers(0, 3), max_size=12)) if data else []
     ends = [i for i in range(len(text) + 1) if text[:i].endswith(tuple(strings))]
     expected = text
     if ends:
@@ -46,8 +48,8 @@ def test_only_a_possible_beginning_is_held_back() -> None:
     assert not found
 
 
-def draft(**options: object) -> Draft:
-    return Draft(tokenizer().stream(), [END], GenerationConfig(**options))  # type: ignore[arg-type]
+def draft(**options: Any) -> Draft:
+    return Draft(tokenizer().stream(), [END], GenerationConfig(**options))
 
 
 def ids(text: str) -> list[int]:

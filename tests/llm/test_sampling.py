@@ -37,8 +37,7 @@ def streams(seed: int, count: int = 2) -> list[np.random.Generator]:
 @pytest.mark.parametrize("name", WARPERS)
 def test_distributions_equal_those_of_transformers(name: str) -> None:
     recorded = np.load(GOLDEN)
-    options = {"temperature": 1.0, **WARPERS[name]}
-    config = GenerationConfig(**options)  # type: ignore[arg-type]
+    config = GenerationConfig(**{"temperature": 1.0, **WARPERS[name]})
     found = probabilities(warp(recorded["logits"], recorded["past"].tolist(), config))
     np.testing.assert_array_equal(found > 0, recorded[name] > 0)
     np.testing.assert_allclose(found, recorded[name], rtol=0, atol=1e-6)

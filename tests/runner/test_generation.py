@@ -3,8 +3,10 @@ the next one is none the worse for it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from paddle_recomp.loading import find_checkpoint
 from paddle_recomp.runner import VLM, AnswerStream
 from paddle_recomp.types import Answer
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "generation.md"
 QUESTION = "what digit is red?"
 LONG = GenerationConfig(max_new_tokens=20, temperature=5.0, top_k=300, seed=1)
 """Hot enough that the demo's answer, a word otherwise, goes on."""
@@ -177,3 +180,17 @@ def test_an_interrupt_in_the_model_or_in_the_loop(
     with pytest.raises(type(error)):
         read(stream, pieces, error)
     check_cut(either, seen, stream.answer, "".join(pieces), whole)
+
+
+def test_the_document_shows_what_there_is(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its program runs, and its table has every option with its default."""
+    document = DOCUMENT.read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    exec(program.replace("street.jpg", str(picture)), {})
+    assert re.search(r"(stop|length|stop_string) \(-", capsys.readouterr().out)
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^ |]+) \|", document, re.MULTILINE))
+    short = {"None": "none", "()": "none", "0.0": "0", "1.0": "1"}
+    defaults = {name: str(value) for name, value in asdict(GenerationConfig()).items()}
+    assert rows == {name: short.get(value, value) for name, value in defaults.items()}
