@@ -60,9 +60,12 @@ def scale(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 def keep_top_k(logits: np.ndarray, count: int) -> np.ndarray:
     """logits [B, V] with −inf for all but the `count` largest of each row."""
-    order = _descending(logits)[:, :count]
+    count = min(count, logits.shape[-1])
+    least = np.partition(logits, -count, axis=-1)[:, -count]
     kept = np.full_like(logits, -np.inf)
-    np.put_along_axis(kept, order, np.take_along_axis(logits, order, axis=-1), axis=-1)
+    for row, old, limit in zip(kept, logits, least, strict=True):
+        best = _descending(old, old >= limit)[:count]
+        row[best] = old[best]
     return kept
 
 
@@ -71,12 +74,15 @@ def keep_top_p(logits: np.ndarray, mass: float) -> np.ndarray:
     to at least `mass`; never none."""
     if mass == 1:
         return logits
-    order = _descending(logits)
-    ordered = np.take_along_axis(logits, order, axis=-1)
-    likely = probabilities(ordered)
-    before = np.cumsum(likely, axis=-1) - likely
-    kept = np.empty_like(logits)
-    np.put_along_axis(kept, order, np.where(before < mass, ordered, -np.inf), axis=-1)
+    kept = np.full_like(logits, -np.inf)
+    for row, old, likely in zip(kept, logits, probabilities(logits), strict=True):
+        # A whole vocabulary takes long to sort. A token is kept if it and those less likely, at
+        # most V, make up more than 1 − mass: so it has at least a V-th of that.
+        limit = min((1 - mass) / len(old), likely.max())
+        best = _descending(old, likely >= limit)
+        before = np.cumsum(likely[best]) - likely[best]
+        best = best[before < mass]
+        row[best] = old[best]
     return kept
 
 
@@ -103,6 +109,7 @@ def log_probabilities(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return chosen - np.log(np.exp(logits).sum(axis=-1))
 
 
-def _descending(logits: np.ndarray) -> np.ndarray:
-    """The ids of each row, the largest logit first."""
-    return np.argsort(-logits, axis=-1, kind="stable")
+def _descending(logits: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """The ids for which `among` [V] holds, that of the largest of logits [V] first."""
+    ids = np.flatnonzero(among)
+    return ids[np.argsort(-logits[ids], kind="stable")]
