@@ -78,8 +78,7 @@ def keep_top_p(logits: np.ndarray, mass: float) -> np.ndarray:
     for row, old, likely in zip(kept, logits, probabilities(logits), strict=True):
         # A whole vocabulary takes long to sort. A token is kept if it and those less likely, at
         # most V, make up more than 1 − mass: so it has at least a V-th of that.
-        limit = min((1 - mass) / len(old), likely.max())
-        best = _descending(old, likely >= limit)
+        best = _descending(old, likely >= (1 - mass) / len(old))
         before = np.cumsum(likely[best]) - likely[best]
         best = best[before < mass]
         row[best] = old[best]
