@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.held_out import Item, draw_items
+from benchmarks.held_out import SHORT, Item, draw_items
 from export.decoder.write import write_decoder
 from paddle_recomp.bundle import DECODER_PRECISIONS
 from paddle_recomp.config import TokenBudget
@@ -44,7 +44,7 @@ def count(items: Sequence[Item], models: dict[str, VLM]) -> tuple[Counts, Counts
             seen = models["fp32"].see(Image.fromarray(item.scene.image))
         for name, budget in BUDGETS.items():
             answers = {
-                precision: model.ask(seen, item.question.question, budget, max_new_tokens=8).text
+                precision: model.ask(seen, item.question.question, budget, SHORT).text
                 for precision, model in models.items()
             }
             for precision, answer in answers.items():

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from paddle_recomp.config import TokenBudget
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.encoder import SeenImage, VisualPrompt
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
@@ -18,8 +18,8 @@ from training.scenes import Question, Scene, make_scene, questions
 FIRST_SEED = 500_000
 """Neither training nor the training's own evaluation draws scenes from here on."""
 QUESTIONS_PER_SCENE = 8
-_LONGEST_ANSWER = 8
-"""Tokens; the expected answers are a word or two."""
+SHORT = GenerationConfig(max_new_tokens=8)
+"""The expected answers are a word or two."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Evaluation:
         for start in range(0, len(self.items), self.batch):
             items = self.items[start : start + self.batch]
             prompts = self._prompts(items, budgets[start : start + self.batch])
-            yield from self.vlm.answer(prompts, max_new_tokens=_LONGEST_ANSWER)
+            yield from self.vlm.answer(prompts, SHORT)
             progress.advance(task, len(items))
         progress.remove_task(task)
 

@@ -5,7 +5,7 @@ image = vlm.see("street.jpg")                     # the vision tower runs here, 
 print(vlm.ask(image, "what does the sign say?").text)  # each question recompresses the image
 """
 
-from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget, preset
 from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import RecompError
 from paddle_recomp.loading import load
@@ -19,6 +19,7 @@ __all__ = [
     "Answer",
     "Compressed",
     "CompressionConfig",
+    "GenerationConfig",
     "RecompError",
     "SeenImage",
     "Stage",

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget, preset
 from paddle_recomp.encoder import ImageEncoder
 from paddle_recomp.errors import ConfigError, RecompError, RecompWarning
 from paddle_recomp.explain import draw_answer
@@ -40,6 +40,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Ask a LLaVA-class model about a picture with the visual tokens that matter.",
 )
+
+DEFAULTS = GenerationConfig()
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION")]
@@ -75,6 +77,21 @@ DeviceOption = Annotated[
     typer.Option(
         "--device", help="cpu, gpu or gpu:N; for a bundle cpu, cuda, tensorrt or openvino."
     ),
+]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="The longest answer.")]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", help="Draw tokens; 0: always the likeliest one.")
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw from the K likeliest.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Draw from the fewest likeliest with this mass.")
+]
+RepetitionPenaltyOption = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Draw the same answer again.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", help="End in front of this text; may be repeated.")
 ]
 BackendOption = Annotated[
     str | None,
@@ -118,9 +135,13 @@ def ask(
     overlay: Annotated[
         Path | None, typer.Option("--overlay", help="Draw what was kept into this PNG file.")
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="The longest answer.")
-    ] = 128,
+    max_new_tokens: MaxNewTokensOption = DEFAULTS.max_new_tokens,
+    temperature: TemperatureOption = DEFAULTS.temperature,
+    top_k: TopKOption = DEFAULTS.top_k,
+    top_p: TopPOption = DEFAULTS.top_p,
+    repetition_penalty: RepetitionPenaltyOption = DEFAULTS.repetition_penalty,
+    seed: SeedOption = DEFAULTS.seed,
+    stop: StopOption = None,
     device: DeviceOption = "cpu",
     backend: BackendOption = None,
     precision: PrecisionOption = None,
@@ -131,13 +152,22 @@ def ask(
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    generation = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
     picture = _check_inputs(image, question, overlay)
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm, backend, precision)
         with working(console, "answering"):
-            answer = vlm.ask(image, question, budget, max_new_tokens)
+            answer = vlm.ask(image, question, budget, generation)
     if as_json:
         typer.echo(json.dumps(answer_dict(image, question, answer, seen_warnings), indent=2))
     else:

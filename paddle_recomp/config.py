@@ -1,7 +1,8 @@
-"""Frozen, validated configuration: the switches of the algorithm and the token budget."""
+"""Frozen, validated configuration: the switches of the algorithm, the token budget, generation."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -167,3 +168,62 @@ class TokenBudget:
             return self.tokens, self.tokens
         # A prompt that speaks of an image needs at least one token of it.
         return 1, min(self.max_tokens or num_patches, num_patches)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How the language model picks the tokens of an answer, and where the answer ends. The
+    default is greedy: always the likeliest token."""
+
+    max_new_tokens: int = 128
+    """The longest answer."""
+    temperature: float = 0.0
+    """What the logits are divided by before a token is drawn; 0 draws nothing: greedy."""
+    top_k: int | None = None
+    """Draw from this many of the likeliest tokens."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens whose mass is at least this."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that the answer already has less likely (above 1); the prompt's are free, since
+    an answer may name what was asked about."""
+    seed: int | None = None
+    """The same seed draws the same answer; None draws another one each time."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; neither they nor what follows are part of it."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, besides those of the tokenizer."""
+
+    def __post_init__(self) -> None:
+        self._check_integer("max_new_tokens", 1)
+        self._check_number("temperature", 0, math.inf)
+        if self.top_k is not None:
+            self._check_integer("top_k", 1)
+        self._check_number("top_p", 0, 1)
+        self._check_number("repetition_penalty", 0, math.inf)
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise ConfigError(f"{name} is 0; expected more than that")
+        if self.seed is not None:
+            self._check_integer("seed", 0)
+        for name, kind in (("stop", str), ("eos_token_ids", int)):
+            value = getattr(self, name)
+            if not (isinstance(value, tuple) and all(_is_instance(one, kind) for one in value)):
+                raise ConfigError(f"{name} is {value!r}; expected a tuple of {kind.__name__}")
+        if "" in self.stop:
+            raise ConfigError("stop has an empty text in it, which would end every answer")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
+            name = "top_p" if self.top_k is None else "top_k"
+            raise ConfigError(
+                f"{name} is {getattr(self, name)}, but nothing is drawn at temperature 0"
+            )
+
+    def _check_integer(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not (_is_instance(value, int) and value >= least):
+            raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}")
+
+    def _check_number(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if not (_is_instance(value, float) and math.isfinite(value) and least <= value <= most):
+            limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{name} is {value!r}; expected a number {limits}")

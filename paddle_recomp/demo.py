@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from paddle_recomp.config import TokenBudget
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.encoder import SeenImage
 from paddle_recomp.explain import draw_answer
 from paddle_recomp.reports import STEPS, working
@@ -51,7 +51,7 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     output.mkdir(parents=True, exist_ok=True)
     # The first run of a kernel pays for its set-up; a demonstration shows the steady state.
     first = next(iter(demo_pictures()))
-    vlm.ask(first, "what is it?", budget, max_new_tokens=2)
+    vlm.ask(first, "what is it?", budget, GenerationConfig(max_new_tokens=2))
     with working(console, "seeing and answering"):
         answers = list(_ask_all(vlm, budget))
     console.print(_answer_table(answers))

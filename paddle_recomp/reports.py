@@ -60,7 +60,9 @@ def answer_dict(image: Path, question: str, answer: Answer, warnings: list[str])
         "image": str(image),
         "question": question,
         "answer": answer.text,
+        "finish_reason": answer.finish_reason,
         "token_ids": list(answer.token_ids),
+        "logprobs": [round(logprob, 6) for logprob in answer.logprobs],
         "visual_tokens": {
             "kept": answer.num_visual_tokens,
             "of": answer.num_patches,

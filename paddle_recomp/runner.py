@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from paddle_recomp.config import TokenBudget
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.encoder import ImageEncoder, ImageLike, SeenImage, VisualPrompt
-from paddle_recomp.errors import ConfigError, ContextLengthError
+from paddle_recomp.errors import ContextLengthError
 from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
 from paddle_recomp.preprocess import IMAGE_TOKEN, LanguageTokenizer, check_question
 from paddle_recomp.types import Answer, Timing, stage_counts
 
-MAX_NEW_TOKENS = 128
-
 
 class AnswerStream:
-    """Pieces of an answer as they are generated; `answer` is the whole once they have ended."""
+    """Pieces of an answer as they are generated. `cancel`, leaving the loop, an interrupt or an
+    error in it cut the answer short. `answer` is there once the stream has ended in any way, unless
+    that was before the first token."""
 
-    def __init__(self, pieces: Iterator[str | Answer]) -> None:
-        self._pieces = pieces
+    def __init__(self, write: Callable[[AnswerStream], Iterator[str]]) -> None:
+        """`write` gives the pieces, and leaves the answer here when it ends or is closed."""
         self.answer: Answer | None = None
+        self.cancelled = False
+        self._pieces = write(self)
+
+    def cancel(self) -> None:
+        """Ends the answer after the token that is being generated; any thread may say so."""
+        self.cancelled = True
 
     def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            if isinstance(piece, Answer):
-                self.answer = piece
-            else:
-                yield piece
+        # Whoever leaves a loop closes this generator, and that closes the one behind it.
+        yield from self._pieces
 
 
 class VLM:
@@ -55,12 +60,12 @@ class VLM:
         image: SeenImage | ImageLike,
         question: str,
         budget: TokenBudget | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        generation: GenerationConfig | None = None,
     ) -> Answer:
         """Answers a question about a picture from the visual tokens that the question needs.
 
         Raises: ImageError, QuestionError, ConfigError (budget), ContextLengthError."""
-        stream = self.stream(image, question, budget, max_new_tokens)
+        stream = self.stream(image, question, budget, generation)
         for _ in stream:
             pass
         assert stream.answer is not None
@@ -71,73 +76,80 @@ class VLM:
         image: SeenImage | ImageLike,
         question: str,
         budget: TokenBudget | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        generation: GenerationConfig | None = None,
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
-        return AnswerStream(self._answer(image, question, budget or TokenBudget(), max_new_tokens))
+        budget, generation = budget or TokenBudget(), generation or GenerationConfig()
+        return AnswerStream(partial(self._answer, image, question, budget, generation))
 
     def ask_batch(
         self,
         images: Sequence[SeenImage],
         questions: Sequence[str],
         budgets: TokenBudget | Sequence[TokenBudget] | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        generation: GenerationConfig | None = None,
     ) -> list[Answer]:
         """Answers one question for each picture in one pass; the times are those of the batch.
 
         Raises: as `ask`; QuestionError when the numbers of pictures and questions differ."""
         prompts = self.encoder.compress(images, questions, budgets or TokenBudget())
-        return self.answer(prompts, max_new_tokens)
+        return self.answer(prompts, generation)
 
     def answer(
-        self, prompts: Sequence[VisualPrompt], max_new_tokens: int = MAX_NEW_TOKENS
+        self, prompts: Sequence[VisualPrompt], generation: GenerationConfig | None = None
     ) -> list[Answer]:
         """Answers what `encoder.compress` made, in one pass or one by one, in one pass of the
         language model; the time to the first token is that of both.
 
-        Raises: ConfigError (max_new_tokens), ContextLengthError."""
-        steps, marks = [], [time.perf_counter()]
-        for tokens in self._generate(prompts, max_new_tokens):
+        Raises: ContextLengthError."""
+        generation = generation or GenerationConfig()
+        drafts, marks = self._drafts(len(prompts), generation), [time.perf_counter()]
+        for _ in self._generate(prompts, drafts, generation):
             marks.append(time.perf_counter())
-            steps.append(tokens)
-        answers = []
-        for i, prompt in enumerate(prompts):
-            start = marks[0] - prompt.timing.text - prompt.timing.compress
-            answers.append(
-                self._finish(prompt, [int(step[i]) for step in steps], 0.0, start, marks)
+        return [
+            self._finish(
+                prompt, draft, 0.0, marks[0] - prompt.timing.text - prompt.timing.compress, marks
             )
-        return answers
+            for prompt, draft in zip(prompts, drafts, strict=True)
+        ]
 
     def _answer(
         self,
         image: SeenImage | ImageLike,
         question: str,
         budget: TokenBudget,
-        max_new_tokens: int,
-    ) -> Iterator[str | Answer]:
+        generation: GenerationConfig,
+        stream: AnswerStream,
+    ) -> Iterator[str]:
         # Cheap checks first: the vision tower is the expensive part.
         check_question(question)
         start = time.perf_counter()
         seen = image if isinstance(image, SeenImage) else self.see(image)
         (prompt,) = self.encoder.compress([seen], [question], budget)
-        decoder, tokens, marks = self.tokenizer.stream(), [], [time.perf_counter()]
-        for step in self._generate([prompt], max_new_tokens):
-            marks.append(time.perf_counter())
-            tokens.append(int(step[0]))
-            if piece := decoder.feed(tokens[-1]):
-                yield piece
-        if piece := decoder.flush():
-            yield piece
-        vision = 0.0 if seen is image else seen.seconds
-        yield self._finish(prompt, tokens, vision, start, marks)
+        if stream.cancelled:
+            return
+        (draft,), marks = self._drafts(1, generation), [time.perf_counter()]
+        try:
+            for (piece,) in self._generate([prompt], [draft], generation):
+                marks.append(time.perf_counter())
+                if piece:
+                    yield piece
+                if stream.cancelled:
+                    return
+        finally:
+            if len(marks) > 1:
+                vision = 0.0 if seen is image else seen.seconds
+                stream.answer = self._finish(prompt, draft, vision, start, marks)
+
+    def _drafts(self, count: int, generation: GenerationConfig) -> list[Draft]:
+        ends = self.tokenizer.eos_token_ids
+        return [Draft(self.tokenizer.stream(), ends, generation) for _ in range(count)]
 
     def _generate(
-        self, prompts: Sequence[VisualPrompt], max_new_tokens: int
-    ) -> Iterator[np.ndarray]:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
-        embeds = [self._splice(prompt, max_new_tokens) for prompt in prompts]
-        return generate(self.language_model, embeds, max_new_tokens, self.tokenizer.eos_token_ids)
+        self, prompts: Sequence[VisualPrompt], drafts: Sequence[Draft], generation: GenerationConfig
+    ) -> Iterator[list[str]]:
+        embeds = [self._splice(prompt, generation.max_new_tokens) for prompt in prompts]
+        return generate(self.language_model, embeds, drafts, generation)
 
     def _splice(self, prompt: VisualPrompt, max_new_tokens: int) -> np.ndarray:
         """The embeddings [T, D] of a prompt, visual tokens where it names the picture."""
@@ -156,14 +168,12 @@ class VLM:
     def _finish(
         self,
         prompt: VisualPrompt,
-        tokens: list[int],
+        draft: Draft,
         vision: float,
         start: float,
         marks: list[float],
     ) -> Answer:
         """`marks` are the times when the prompt was ready and when each token was."""
-        ends = self.tokenizer.eos_token_ids
-        first_end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
         timing: Timing = replace(
             prompt.timing,
             vision=vision,
@@ -172,10 +182,12 @@ class VLM:
             first_token=marks[1] - start,
         )
         return Answer(
-            text=self.tokenizer.decode(tokens[:first_end]).strip(),
-            token_ids=tuple(tokens[:first_end]),
+            text=draft.text.strip(),
+            token_ids=tuple(draft.token_ids),
             stage_counts=stage_counts(prompt.compressed),
             num_patches=int(prompt.compressed.owner.shape[1]),
             timing=timing,
             compressed=prompt.compressed,
+            finish_reason=draft.finish_reason or "cancelled",
+            logprobs=tuple(draft.logprobs),
         )

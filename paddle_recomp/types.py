@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Tensor: TypeAlias = Any
 """A paddle.Tensor inside the graph, a numpy.ndarray outside; the light path has no paddle."""
@@ -70,18 +70,28 @@ class Timing:
     """From the call until the first token of the answer exists (TTFT)."""
 
 
+FinishReason: TypeAlias = Literal["stop", "length", "stop_string", "cancelled"]
+"""Why an answer ended: by a token that ends a text, at `max_new_tokens`, at one of the `stop`
+texts; or it was cut short."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer with what it cost and which tokens it was drawn from."""
 
     text: str
     token_ids: tuple[int, ...]
+    """What was generated, without a token that ends the text; tokens of a stop text are there."""
     stage_counts: dict[str, int]
     """Visual tokens by stage: visual, text, merged, rest."""
     num_patches: int
     timing: Timing
     compressed: Compressed
     """Provenance as numpy arrays with B = 1; `tokens` are the embeddings for the language model."""
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...]
+    """Of each of `token_ids`: its natural log-probability in the language model's own distribution,
+    whatever the temperature, the penalty and the cuts were."""
 
     @property
     def num_visual_tokens(self) -> int:

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from paddle_recomp.config import GenerationConfig
 from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.llm.draft import Draft
+from paddle_recomp.llm.sampling import choose, log_probabilities
 
 
 def pad_right(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -22,19 +25,20 @@ def pad_right(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def generate(
     model: LanguageModel,
     prompts: Sequence[np.ndarray],
-    max_new_tokens: int,
-    eos_token_ids: Sequence[int],
-) -> Iterator[np.ndarray]:
-    """Greedy decoding of prompts [T_i, D]: yields the next token of each [B] int64, and an
-    end-of-sequence id for those that have ended; stops when all have."""
-    ends = np.array(eos_token_ids)
+    drafts: Sequence[Draft],
+    config: GenerationConfig,
+) -> Iterator[list[str]]:
+    """Answers prompts [T_i, D], each into its draft, until all have ended: yields, after each
+    token, the new text of each."""
     embeds, lengths = pad_right(prompts)
-    logits, state = model.prefill(embeds, lengths, int(lengths.max()) + max_new_tokens)
-    done = np.zeros(len(prompts), dtype=bool)
-    for step in range(max_new_tokens):
-        tokens = np.where(done, ends[0], logits.argmax(axis=-1))
-        yield tokens
-        done |= np.isin(tokens, ends)
-        if done.all() or step == max_new_tokens - 1:
+    # Seeded alike: an answer does not depend on its place in a batch.
+    streams = [np.random.default_rng(config.seed) for _ in prompts]
+    logits, state = model.prefill(embeds, lengths, int(lengths.max()) + config.max_new_tokens)
+    while True:
+        tokens = choose(logits, [draft.token_ids for draft in drafts], config, streams)
+        logprobs = log_probabilities(logits, tokens)
+        steps = zip(drafts, tokens.tolist(), logprobs.tolist(), strict=True)
+        yield [draft.add(token, logprob) for draft, token, logprob in steps]
+        if all(draft.finish_reason for draft in drafts):
             return
         logits, state = model.decode(tokens, state)

@@ -13,7 +13,7 @@ import pytest
 
 from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
 from paddle_recomp.cli import main
-from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget
 from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
 from paddle_recomp.loading import find, find_checkpoint, load, load_encoder
@@ -122,8 +122,12 @@ def test_a_bundle_answers_as_its_checkpoint_does(demo_bundle: Bundle, picture: P
     bundle, eager = load(demo_bundle.folder), load("demo")
     for budget in (TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)):
         for question in (QUESTION, "where is the circle?"):
-            found = bundle.ask(picture, question, budget, max_new_tokens=4)
-            expected = eager.ask(picture, question, budget, max_new_tokens=4)
+            found = bundle.ask(
+                picture, question, budget, generation=GenerationConfig(max_new_tokens=4)
+            )
+            expected = eager.ask(
+                picture, question, budget, generation=GenerationConfig(max_new_tokens=4)
+            )
             assert found.token_ids == expected.token_ids
             assert found.stage_counts == expected.stage_counts
 

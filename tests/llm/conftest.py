@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export.decoder.write import write_decoder
 from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
+from paddle_recomp.config import GenerationConfig
 from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.llm.draft import Draft
+from paddle_recomp.llm.generation import generate
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
+from paddle_recomp.loading import demo_folder
+from paddle_recomp.preprocess import LanguageTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -24,6 +32,25 @@ DECODERS = (*LLAMAS, "biased", "qwen2", "mistral")
 def golden(name: str) -> Checkpoint:
     folder = GOLDEN / ("hf_llava_tiny" if name == "tiny" else f"hf_llava_variants/{name}")
     return open_checkpoint(folder / "llava", folder / "clip")
+
+
+@cache
+def tokenizer() -> LanguageTokenizer:
+    """The demo's: the golden models have weights only, and any text will do for their tokens."""
+    return LanguageTokenizer.from_folder(demo_folder() / "llava")
+
+
+def answers(
+    model: LanguageModel,
+    prompts: Sequence[np.ndarray],
+    config: GenerationConfig,
+    ends: Sequence[int] = (),
+) -> list[Draft]:
+    """The answers to prompts [T_i, D]; no token ends them but those in `ends`."""
+    drafts = [Draft(tokenizer().stream(), ends, config) for _ in prompts]
+    for _ in generate(model, prompts, drafts, config):
+        pass
+    return drafts
 
 
 class Exported:

@@ -7,10 +7,7 @@ import pytest
 
 from paddle_recomp.errors import ContextLengthError, StateError
 from paddle_recomp.llm.base import LanguageModel, State
-from paddle_recomp.llm.generation import generate, pad_right
-
-NEVER = [-1]
-"""No token, so that nothing ends a prompt."""
+from paddle_recomp.llm.generation import pad_right
 
 
 def prompt(model: LanguageModel, length: int, seed: int = 0) -> np.ndarray:
@@ -116,14 +113,3 @@ def test_the_context_is_kept(model: LanguageModel) -> None:
         model.extend(prompt(model, 2)[None], np.array([2]), state)
     _, state = model.decode(np.array([9]), state)
     assert state.lengths.tolist() == [128], "an error spends nothing"
-
-
-def test_generation_stops_where_each_prompt_ends(model: LanguageModel) -> None:
-    prompts = [prompt(model, length, length) for length in (6, 10)]
-    steps = np.stack(list(generate(model, prompts, 12, NEVER)))
-    alone = [np.stack(list(generate(model, [one], 12, NEVER))) for one in prompts]
-    np.testing.assert_array_equal(steps, np.concatenate(alone, axis=1))
-    end = int(steps[4, 0])
-    ended = np.stack(list(generate(model, prompts, 12, [end])))
-    first = int(np.flatnonzero(steps[:, 0] == end)[0])
-    assert (ended[first:, 0] == end).all()

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -61,6 +62,10 @@ def bad(tmp_path: Path) -> Path:
         (["ask", "{ok}", QUESTION, "--tokens", "0"], "tokens"),
         (["ask", "{ok}", QUESTION, "--tokens", "999"], "256"),
         (["ask", "{ok}", QUESTION, "--tokens", "5", "--full"], "exclude"),
+        (["ask", "{ok}", QUESTION, "--max-new-tokens", "0"], "max_new_tokens"),
+        (["ask", "{ok}", QUESTION, "--temperature", "-1"], "temperature"),
+        (["ask", "{ok}", QUESTION, "--top-p", "0.9"], "temperature 0"),
+        (["ask", "{ok}", QUESTION, "--stop", ""], "stop"),
         (["ask", "{ok}", QUESTION, "--device", "gpu:9"], "cpu"),
         (["ask", "{ok}", QUESTION, "--model", "{bad}/nothing"], "nothing"),
         (["ask", "{ok}", QUESTION, "--model", "{bad}/folder"], "config.json"),
@@ -112,6 +117,24 @@ def test_ask_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tokens["kept"] == sum(tokens[s] for s in ("visual", "text", "merged", "rest")) <= 30
     assert result["timing_ms"]["first_token"] > 0
     assert result["answer"]
+
+
+def test_ask_draws_and_stops(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(*options: str) -> dict[str, Any]:
+        drawn = ["--temperature", "5", "--top-k", "300", "--top-p", "0.99", "--seed", "1"]
+        length = ["--max-new-tokens", "12", "--repetition-penalty", "1.1"]
+        assert main(["ask", str(picture), QUESTION, "--json", *drawn, *length, *options]) == 0
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    first, again = asked(), asked()
+    assert first["answer"] == again["answer"]
+    assert first["token_ids"] == again["token_ids"]
+    assert len(first["logprobs"]) == len(first["token_ids"]) > 4
+    stopped = asked("--stop", "not in it", "--stop", first["answer"][3:5])
+    assert stopped["finish_reason"] == "stop_string"
+    assert first["answer"].startswith(stopped["answer"])
+    assert len(stopped["answer"]) <= 3
 
 
 def test_a_long_question_is_a_warning_not_an_error(

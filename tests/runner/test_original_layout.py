@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from paddle_recomp.config import TokenBudget
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.loading import demo_folder, find_checkpoint, load, load_encoder
 from paddle_recomp.runner import VLM
 from tests.checkpoint.conftest import ORIGINAL_CONFIG
@@ -73,7 +73,9 @@ def test_it_answers_with_its_own_template_and_tokenizer(original: VLM, picture: 
     seen = original.see(picture)
     (prompt,) = original.encoder.compress([seen], [QUESTION], TokenBudget(tokens=20))
     assert prompt.text.startswith("A chat between a curious user")
-    answer = original.ask(seen, QUESTION, TokenBudget(tokens=20), max_new_tokens=3)
+    answer = original.ask(
+        seen, QUESTION, TokenBudget(tokens=20), generation=GenerationConfig(max_new_tokens=3)
+    )
     assert answer.num_visual_tokens == 20
 
 

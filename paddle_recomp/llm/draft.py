@@ -1,0 +1,89 @@
+"""An answer while it is generated: its tokens, the text that can be shown, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paddle_recomp.config import GenerationConfig
+from paddle_recomp.preprocess import StreamDecoder
+from paddle_recomp.types import FinishReason
+
+
+class Draft:
+    """The answer to one prompt, token by token. `text` grows by the pieces that `add` returns."""
+
+    def __init__(
+        self, decoder: StreamDecoder, eos_token_ids: Sequence[int], config: GenerationConfig
+    ) -> None:
+        """`eos_token_ids` are the tokenizer's; the configuration may have more."""
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self._decoder = decoder
+        self._stop = StopStrings(config.stop)
+        self._ends = {*eos_token_ids, *config.eos_token_ids}
+        self._longest = config.max_new_tokens
+
+    def add(self, token: int, logprob: float) -> str:
+        """The text that this token makes certain: maybe none. Nothing is added to an answer that
+        has ended."""
+        if self.finish_reason is not None:
+            return ""
+        if token in self._ends:
+            self.finish_reason = "stop"
+            piece = ""
+        else:
+            self.token_ids.append(token)
+            self.logprobs.append(logprob)
+            if len(self.token_ids) == self._longest:
+                self.finish_reason = "length"
+            piece = self._stop.feed(self._decoder.feed(token))
+        if self.finish_reason is not None:
+            piece += self._stop.feed(self._decoder.flush()) + self._stop.flush()
+        if self._stop.found:
+            self.finish_reason = "stop_string"
+        self.text += piece
+        return piece
+
+
+class StopStrings:
+    """Cuts a text in front of the first of some strings that is complete in it, however the text
+    comes in pieces. What may be the beginning of one is held back."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(strings)
+        self._held = ""
+        self.found = False
+
+    def feed(self, piece: str) -> str:
+        """What can be shown now; nothing more once a string was found."""
+        if self.found:
+            return ""
+        text = self._held + piece
+        matches = [
+            (start + len(string), start)
+            for string in self._strings
+            if (start := text.find(string)) >= 0
+        ]
+        if matches:
+            self.found = True
+            # The same cut as if the text had come letter by letter.
+            _, end = min(matches)
+        else:
+            end = len(text) - self._beginning(text)
+        self._held = text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        rest, self._held = ("" if self.found else self._held), ""
+        return rest
+
+    def _beginning(self, text: str) -> int:
+        """The length of the longest end of a text that a string begins with."""
+        longest = max(map(len, self._strings), default=0)
+        for length in range(min(longest - 1, len(text)), 0, -1):
+            if any(string.startswith(text[-length:]) for string in self._strings):
+                return length
+        return 0
