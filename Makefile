@@ -6,8 +6,11 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint format train-demo clean
 
+BUNDLE := build/demo-int8
 demo: $(READY)
-	$(BIN)/recomp demo --tokens 32
+	$(BIN)/python -m export --model demo --precision int8 --out $(BUNDLE)
+	$(BIN)/python -m export verify $(BUNDLE) --model demo --quiet
+	$(BIN)/recomp demo --model $(BUNDLE) --tokens 32
 
 test: lint
 	$(BIN)/python -m pytest

@@ -153,16 +153,19 @@ def verify(
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the comparison into this file.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print what is broken alone.")] = False,
 ) -> None:
     """Compare BUNDLE with its checkpoint, stage by stage and token by token."""
     with _tools_required(), quiet_paddle(), warnings_as_lines():
         from export.verify import print_table, verify_bundle, write_report
 
         rows = verify_bundle(bundle, model, clip, pictures)
-        print_table(Console(highlight=False), rows)
+        broken = [row for row in rows if not row.passed]
+        if shown := broken if quiet else rows:
+            print_table(Console(highlight=False), shown)
         if report is not None:
             write_report(report, rows)
-    broken = [row for row in rows if not row.passed]
+    typer.echo(f"{bundle}: {len(rows) - len(broken)} of {len(rows)} comparisons passed")
     if broken:
         typer.echo(f"{len(broken)} of {len(rows)} comparisons exceed their tolerance", err=True)
         raise typer.Exit(1)

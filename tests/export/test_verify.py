@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,15 +69,23 @@ def test_a_right_bundle_passes(
     ],
 )
 def test_a_flipped_weight_fails(
-    graph: str, weight: str, name: str, copy: Path, tmp_path: Path
+    graph: str,
+    weight: str,
+    name: str,
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     flip(copy, graph, weight)
     broken = [row for row in verify_bundle(copy, "demo") if not row.passed]
     assert (graph, name) in {(row.stage, row.name) for row in broken}
     if graph == "vision":
         report = tmp_path / "report.json"
-        assert main(["verify", str(copy), "--json", str(report)]) == 1
+        assert main(["verify", str(copy), "--json", str(report), "--quiet"]) == 1
         assert not json.loads(report.read_text())["passed"]
+        out = capsys.readouterr().out
+        assert "FAILED" in out
+        assert not re.search(r"\bok\b", out), "what passed is not shown"
 
 
 def test_another_checkpoint_is_refused(demo_bundle: Bundle, golden_checkpoint: Checkpoint) -> None:
