@@ -9,29 +9,19 @@ from dataclasses import replace
 import numpy as np
 
 from paddle_recomp.config import TokenBudget
+from paddle_recomp.conversation import (
+    DEFAULT_MODE,
+    MAX_NEW_TOKENS,
+    Conversation,
+    Mode,
+    check_mode,
+)
 from paddle_recomp.encoder import ImageEncoder, ImageLike, SeenImage, VisualPrompt
-from paddle_recomp.errors import ConfigError, ContextLengthError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.generation import generate
-from paddle_recomp.preprocess import IMAGE_TOKEN, LanguageTokenizer, check_question
-from paddle_recomp.types import Answer, Timing, stage_counts
-
-MAX_NEW_TOKENS = 128
-
-
-class AnswerStream:
-    """Pieces of an answer as they are generated; `answer` is the whole once they have ended."""
-
-    def __init__(self, pieces: Iterator[str | Answer]) -> None:
-        self._pieces = pieces
-        self.answer: Answer | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            if isinstance(piece, Answer):
-                self.answer = piece
-            else:
-                yield piece
+from paddle_recomp.llm.prompts import check_room, splice
+from paddle_recomp.preprocess import LanguageTokenizer, check_question
+from paddle_recomp.types import Answer, AnswerStream, Timing, stage_counts
 
 
 class VLM:
@@ -60,11 +50,7 @@ class VLM:
         """Answers a question about a picture from the visual tokens that the question needs.
 
         Raises: ImageError, QuestionError, ConfigError (budget), ContextLengthError."""
-        stream = self.stream(image, question, budget, max_new_tokens)
-        for _ in stream:
-            pass
-        assert stream.answer is not None
-        return stream.answer
+        return self.stream(image, question, budget, max_new_tokens).finish()
 
     def stream(
         self,
@@ -75,6 +61,14 @@ class VLM:
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
         return AnswerStream(self._answer(image, question, budget or TokenBudget(), max_new_tokens))
+
+    def chat(self, image: SeenImage | ImageLike, mode: Mode = DEFAULT_MODE) -> Conversation:
+        """Begins a conversation about a picture; see `Conversation`.
+
+        Raises: ImageError, FeatureError, ConfigError (mode)."""
+        check_mode(mode)
+        seen = image if isinstance(image, SeenImage) else self.see(image)
+        return Conversation(self, seen, mode)
 
     def ask_batch(
         self,
@@ -97,15 +91,15 @@ class VLM:
 
         Raises: ConfigError (max_new_tokens), ContextLengthError."""
         steps, marks = [], [time.perf_counter()]
-        for tokens in self._generate(prompts, max_new_tokens):
+        embeds = [self._splice(prompt, max_new_tokens) for prompt in prompts]
+        for step in self._generate(self.language_model, embeds, max_new_tokens):
             marks.append(time.perf_counter())
-            steps.append(tokens)
+            steps.append(step)
         answers = []
         for i, prompt in enumerate(prompts):
             start = marks[0] - prompt.timing.text - prompt.timing.compress
-            answers.append(
-                self._finish(prompt, [int(step[i]) for step in steps], 0.0, start, marks)
-            )
+            ids = [int(step[i]) for step in steps]
+            answers.append(self._finish(prompt, ids, len(embeds[i]), 0.0, start, marks))
         return answers
 
     def _answer(
@@ -120,43 +114,50 @@ class VLM:
         start = time.perf_counter()
         seen = image if isinstance(image, SeenImage) else self.see(image)
         (prompt,) = self.encoder.compress([seen], [question], budget)
+        embeds = self._splice(prompt, max_new_tokens)
+        vision = 0.0 if seen is image else seen.seconds
+        model = self.language_model
+        yield from self.speak(model, prompt, embeds, max_new_tokens, start, vision)
+
+    def speak(
+        self,
+        model: LanguageModel,
+        prompt: VisualPrompt,
+        embeds: np.ndarray,
+        max_new_tokens: int,
+        start: float,
+        vision: float = 0.0,
+    ) -> Iterator[str | Answer]:
+        """The pieces of an answer to the embeddings [T, D] that a prompt became, then the Answer.
+        `start` is the time of the question, `vision` the part of it that the picture took.
+
+        Raises: ConfigError (max_new_tokens), ContextLengthError."""
         decoder, tokens, marks = self.tokenizer.stream(), [], [time.perf_counter()]
-        for step in self._generate([prompt], max_new_tokens):
+        for step in self._generate(model, [embeds], max_new_tokens):
             marks.append(time.perf_counter())
             tokens.append(int(step[0]))
             if piece := decoder.feed(tokens[-1]):
                 yield piece
         if piece := decoder.flush():
             yield piece
-        vision = 0.0 if seen is image else seen.seconds
-        yield self._finish(prompt, tokens, vision, start, marks)
+        yield self._finish(prompt, tokens, len(embeds), vision, start, marks)
 
     def _generate(
-        self, prompts: Sequence[VisualPrompt], max_new_tokens: int
+        self, model: LanguageModel, embeds: Sequence[np.ndarray], max_new_tokens: int
     ) -> Iterator[np.ndarray]:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
-        embeds = [self._splice(prompt, max_new_tokens) for prompt in prompts]
-        return generate(self.language_model, embeds, max_new_tokens, self.tokenizer.eos_token_ids)
+        return generate(model, embeds, max_new_tokens, self.tokenizer.eos_token_ids)
 
     def _splice(self, prompt: VisualPrompt, max_new_tokens: int) -> np.ndarray:
         """The embeddings [T, D] of a prompt, visual tokens where it names the picture."""
-        visual = prompt.compressed.tokens[0]
-        ids = np.array(self.tokenizer.encode(prompt.text), dtype=np.int64)
-        words, context = len(ids) - 1, self.language_model.context
-        if words + len(visual) + max_new_tokens > context:
-            raise ContextLengthError(
-                f"the prompt has {words} tokens of text and {len(visual)} of the picture, the "
-                f"answer may take {max_new_tokens}; the language model's context is {context}"
-            )
-        (place,) = np.flatnonzero(ids == IMAGE_TOKEN)
-        embeds = self.language_model.embed(np.delete(ids, place))
-        return np.concatenate([embeds[:place], visual, embeds[place:]]).astype(np.float32)
+        ids, blocks = self.tokenizer.encode(prompt.text), [prompt.compressed.tokens[0]]
+        check_room(self.language_model, ids, blocks, max_new_tokens)
+        return splice(self.language_model, ids, blocks)
 
     def _finish(
         self,
         prompt: VisualPrompt,
         tokens: list[int],
+        prefilled: int,
         vision: float,
         start: float,
         marks: list[float],
@@ -178,4 +179,5 @@ class VLM:
             num_patches=int(prompt.compressed.owner.shape[1]),
             timing=timing,
             compressed=prompt.compressed,
+            prefilled=prefilled,
         )

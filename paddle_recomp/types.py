@@ -3,6 +3,7 @@ P joint width, M token capacity, D language-model width."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
@@ -82,8 +83,33 @@ class Answer:
     timing: Timing
     compressed: Compressed
     """Provenance as numpy arrays with B = 1; `tokens` are the embeddings for the language model."""
+    prefilled: int = 0
+    """Positions, of words and of the picture, that went through the language model before the
+    first token."""
 
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens in front of the language model."""
         return sum(self.stage_counts.values())
+
+
+class AnswerStream:
+    """Pieces of an answer as they are generated; `answer` is the whole once they have ended."""
+
+    def __init__(self, pieces: Iterator[str | Answer]) -> None:
+        self._pieces = pieces
+        self.answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if isinstance(piece, Answer):
+                self.answer = piece
+            else:
+                yield piece
+
+    def finish(self) -> Answer:
+        """The answer, after whatever pieces of it are still to come."""
+        for _ in self:
+            pass
+        assert self.answer is not None
+        return self.answer
