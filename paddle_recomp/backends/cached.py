@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from paddle_recomp.backends.base import OUTPUTS, Backend, Graph
-from paddle_recomp.cache import Arrays, FeatureCache
+from paddle_recomp.cache import FeatureCache
 
 
 class CachedBackend:

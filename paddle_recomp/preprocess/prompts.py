@@ -67,14 +67,14 @@ def render(template: str, turns: Sequence[Turn]) -> str:
 
 
 def spoken(template: str, turns: Sequence[Turn]) -> str:
-    """The beginning of a conversation up to its last answer, without what the template closes the
-    answer with: as far as a language model has come that has just given it.
+    """A conversation up to its last answer, without what the template closes the answer with: as
+    far as a language model has come that has just given it (an empty one has no space, either).
 
     Raises: as `render`; QuestionError when the last turn has no answer."""
     prompt = render(template, [*turns[:-1], replace(turns[-1], answer=None)])
     if turns[-1].answer is None:
         raise QuestionError(f"turn {len(turns)} of {len(turns)} has no answer")
-    return f"{prompt} {turns[-1].answer}"
+    return f"{prompt} {turns[-1].answer}".rstrip()
 
 
 def check_question(text: str) -> str:
