@@ -116,11 +116,12 @@ def main() -> None:
     """Exports the demo, talks, and prints three numbers for each turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--bundle", type=Path, help="An exported demo; else it is exported first.")
     options = parser.parse_args()
     console = Console(highlight=False, width=120)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export("demo", Path(folder) / "bundle")
-        replies = measure(load(bundle.folder), options.scenes)
+        bundle = options.bundle or export("demo", Path(folder) / "bundle").folder
+        replies = measure(load(bundle), options.scenes)
     titles = ("right %", "positions prefilled, mean", "time to first token, ms, median")
     for title in titles:
         table = Table("budget", "way", *map(str, range(1, TURNS + 1)), "all", box=None, title=title)

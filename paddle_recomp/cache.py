@@ -22,6 +22,9 @@ Arrays = Mapping[str, np.ndarray]
 
 MEMORY_BYTES = 256 * 2**20
 DISK_BYTES = 2**30
+HALVED = ("features", "keys")
+"""What a file holds in float16. Scores and patch_embeds stay as they are: rounded, they would
+choose other patches now and then (docs/numbers.md)."""
 SUFFIX = ".features"
 _DIGEST = hashlib.sha256().digest_size
 
@@ -29,8 +32,7 @@ _DIGEST = hashlib.sha256().digest_size
 class FeatureCache:
     """Arrays by key, least recently used first to go; several threads and models may share one.
 
-    What is in memory is what was put in. A file holds arrays of three axes in float16, half the
-    size, and the rest as it is: scores are few, and small ones would lose their last bits."""
+    What is in memory is what was put in; a file holds what HALVED names in float16."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ def _pack(key: str, arrays: Arrays) -> bytes | None:
     float16 cannot hold."""
     with np.errstate(over="ignore"):
         small = {
-            name: value.astype(np.float16) if value.ndim > 2 else value
+            name: value.astype(np.float16) if name in HALVED else value
             for name, value in arrays.items()
         }
     if not all(np.isfinite(value).all() for value in small.values()):
