@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.held_out import FIRST_SEED
+from benchmarks.int8_answers import paired_interval
 from export.build import export
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.conversation import Mode
@@ -97,9 +98,20 @@ class Reply:
     first_token: float
 
 
-def measure(vlm: VLM, talks: int) -> dict[tuple[str, str], list[list[Reply]]]:
-    """By budget and way: the replies of each turn."""
-    replies: dict[tuple[str, str], list[list[Reply]]] = defaultdict(lambda: [[] for _ in range(5)])
+Replies = dict[tuple[str, str], list[list[Reply]]]
+"""By budget and way: the replies of each turn, one for each conversation."""
+COLUMNS: dict[str, Callable[[list[Reply]], float]] = {
+    "right %": lambda group: 100 * float(np.mean([one.right for one in group])),
+    "positions prefilled, mean": lambda group: float(np.mean([one.prefilled for one in group])),
+    "time to first token, ms, median": lambda group: (
+        1e3 * float(np.median([one.first_token for one in group]))
+    ),
+}
+
+
+def measure(vlm: VLM, talks: int) -> Replies:
+    """Every conversation in every way."""
+    replies: Replies = defaultdict(lambda: [[] for _ in range(TURNS)])
     everything = ways(vlm)
     for talk in track(list(draw_talks(talks)), "talking"):
         seen = vlm.see(talk.picture)
@@ -112,6 +124,30 @@ def measure(vlm: VLM, talks: int) -> dict[tuple[str, str], list[list[Reply]]]:
     return replies
 
 
+def tables(replies: Replies) -> Iterator[Table]:
+    """One for each of COLUMNS."""
+    for title, number in COLUMNS.items():
+        table = Table("budget", "way", *map(str, range(1, TURNS + 1)), "all", box=None, title=title)
+        for way, turns in replies.items():
+            groups = [*turns, [reply for turn in turns for reply in turn]]
+            table.add_row(*way, *(f"{number(group):.1f}" for group in groups))
+        yield table
+
+
+def print_differences(console: Console, replies: Replies) -> None:
+    """What the modes that keep the KV cache lose or win, question by question."""
+    for budget in BUDGETS:
+        expected = np.array([[one.right for one in turn] for turn in replies[budget, "recompress"]])
+        for mode in ("append", "keep"):
+            found = np.array([[one.right for one in turn] for turn in replies[budget, mode]])
+            change = 100 * (found.astype(float) - expected)
+            low, high = paired_interval(change.ravel(), np.indices(change.shape)[1].ravel())
+            console.print(
+                f"{budget}: {mode} - recompress = {change.mean():.1f} points "
+                f"(95% interval {low:.1f} to {high:.1f})"
+            )
+
+
 def main() -> None:
     """Exports the demo, talks, and prints three numbers for each turn."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -122,21 +158,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or export("demo", Path(folder) / "bundle").folder
         replies = measure(load(bundle), options.scenes)
-    titles = ("right %", "positions prefilled, mean", "time to first token, ms, median")
-    for title in titles:
-        table = Table("budget", "way", *map(str, range(1, TURNS + 1)), "all", box=None, title=title)
-        for way, turns in replies.items():
-            groups = [*turns, [reply for turn in turns for reply in turn]]
-            if title == titles[0]:
-                cells = [f"{100 * np.mean([one.right for one in group]):.1f}" for group in groups]
-            elif title == titles[1]:
-                cells = [f"{np.mean([one.prefilled for one in group]):.1f}" for group in groups]
-            else:
-                cells = [
-                    f"{1e3 * np.median([one.first_token for one in group]):.1f}" for group in groups
-                ]
-            table.add_row(*way, *cells)
-        console.print(table)
+    console.print(*tables(replies))
+    print_differences(console, replies)
     console.print(f"{options.scenes} conversations")
 
 

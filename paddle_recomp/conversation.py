@@ -20,7 +20,7 @@ from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, re
 from paddle_recomp.types import Answer, AnswerStream, Compressed, Timing
 
 Mode = Literal["recompress", "append", "keep"]
-DEFAULT_MODE: Mode = "recompress"
+DEFAULT_MODE: Mode = "append"
 MAX_NEW_TOKENS = 128
 
 
