@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -117,12 +118,15 @@ class FeatureCache:
         if content is None or len(content) > self.max_disk_bytes:
             return
         try:
-            # Under another name first: no reader ever meets half a file.
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".part")
+            # Under another name first: no reader ever meets half a file. What a killed process
+            # leaves is counted and removed like the rest.
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=SUFFIX)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
-                os.replace(name, self.folder / f"{key}{SUFFIX}")
+                # Where it has gone, another thread or process needed the room.
+                with suppress(FileNotFoundError):
+                    os.replace(name, self.folder / f"{key}{SUFFIX}")
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise

@@ -120,6 +120,15 @@ def test_the_folder_is_bounded_and_the_last_used_stay(tmp_path: Path) -> None:
     assert sorted(path.stem for path in folder.iterdir()) == ["a", "b", "d"]
 
 
+def test_half_a_file_of_a_killed_process_is_counted(tmp_path: Path) -> None:
+    cache = FeatureCache(folder=tmp_path, max_disk_bytes=3000)
+    left = tmp_path / f".half{SUFFIX}"
+    left.write_bytes(bytes(2900))
+    os.utime(left, (1, 1))
+    cache.put("a", entry(1))
+    assert {path.name for path in tmp_path.iterdir()} == {f"a{SUFFIX}"}
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     other = path.with_name(f"other{SUFFIX}")
@@ -161,7 +170,7 @@ def test_a_file_that_is_not_ours_is_a_miss(how: str, tmp_path: Path) -> None:
         found = FeatureCache(folder=tmp_path).get("a")
     assert found is not None
     assert found["features"].max() == 2
-    assert not list(tmp_path.glob("*.part"))
+    assert {path.name for path in tmp_path.iterdir()} == {f"a{SUFFIX}"}
 
 
 def test_a_cache_that_cannot_be(tmp_path: Path) -> None:
@@ -193,10 +202,12 @@ def test_several_threads_share_one(tmp_path: Path) -> None:
             wrong.append(error)
 
     threads = [threading.Thread(target=use, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert not wrong
     assert cache.num_bytes <= 1000
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 5000
