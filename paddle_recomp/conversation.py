@@ -71,8 +71,9 @@ class Conversation:
       with the first question alone, as they hold nothing of their own.
     - `keep`: the KV cache stays, with the tokens of the first question: for comparison.
 
-    A question that ends in an error, or whose stream is not read to its end, was never asked: the
-    conversation is what it was before, at the price of a longer prefill for the next question."""
+    A question that ends in an error, is cancelled, or whose stream is not read to its end, was
+    never asked: the conversation is what it was before, at the price of a longer prefill for the
+    next question."""
 
     def __init__(self, speaker: Speaker, image: SeenImage, mode: Mode = DEFAULT_MODE) -> None:
         """Raises: ConfigError for an unknown mode."""
@@ -135,9 +136,9 @@ class Conversation:
         speaking = Continued(model, after.state)
         rest = embeds[in_cache:]
         yield from self._speaker.speak(stream, speaking, after.prompt, rest, generation, start)
-        if self._past is not mine:
-            raise StateError("another question was asked before this answer ended")
         if stream.answer is not None and stream.answer.finish_reason != "cancelled":
+            if self._past is not mine:
+                raise StateError("another question was asked before this answer ended")
             self._past = self._answered(after, stream.answer, speaking.state)
 
     def _asked(self, question: str, budget: TokenBudget) -> _Past:
@@ -172,13 +173,20 @@ class Conversation:
     def _answered(self, asked: _Past, answer: Answer, state: State | None) -> _Past:
         """The conversation with its last question answered."""
         assert state is not None
-        ids = (*asked.ids, *answer.token_ids)
+        turns = (*asked.turns[:-1], replace(asked.turns[-1], answer=answer.text))
+        said: Sequence[int] = answer.token_ids
+        if answer.finish_reason == "stop_string":  # Its tokens are no part of the conversation.
+            template = self._speaker.encoder.template
+            unanswered, whole = render(template, asked.turns), spoken(template, turns)
+            said = _behind(self._encode(unanswered), self._encode(whole))
+        ids = (*asked.ids, *said)
         new = asked.prompt.compressed.index[0] if asked.prompt is not None else []
-        # What ended the answer may be in the cache too, and is no part of the conversation.
+        # But they may be in the cache, which cannot go back.
         fits = int(state.lengths[0]) <= num_positions(ids, asked.blocks)
+        fits = fits and tuple(said) == answer.token_ids[: len(said)]
         return replace(
             asked,
-            turns=(*asked.turns[:-1], replace(asked.turns[-1], answer=answer.text)),
+            turns=turns,
             ids=ids,
             patches=asked.patches | {int(patch) for patch in new if patch >= 0},
             state=state if fits and self.mode != "recompress" else None,
@@ -189,11 +197,7 @@ class Conversation:
 
         The answer itself stays as the model gave it, which may be other ids than the tokenizer's
         for the same text."""
-        known = self._encode(spoken(self._speaker.encoder.template, turns))
-        same = 0
-        while same < min(len(known), len(whole)) and known[same] == whole[same]:
-            same += 1
-        return whole[same:]
+        return _behind(self._encode(spoken(self._speaker.encoder.template, turns)), whole)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._speaker.tokenizer.encode(text))
@@ -203,6 +207,14 @@ def check_mode(mode: str) -> None:
     """Raises: ConfigError for an unknown mode."""
     if mode not in get_args(Mode):
         raise ConfigError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
+
+
+def _behind(known: Sequence[int], whole: Sequence[int]) -> Sequence[int]:
+    """What of the whole is not what is known of its beginning."""
+    same = 0
+    while same < min(len(known), len(whole)) and known[same] == whole[same]:
+        same += 1
+    return whole[same:]
 
 
 def _not_among(patches: frozenset[int], compressed: Compressed) -> list[np.ndarray]:

@@ -373,6 +373,38 @@ def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage)
     assert chat._past.ids == (*before, *dialogue[len(canonical) :], *whole)
 
 
+@pytest.mark.parametrize(("stop", "text"), [("left", "red top"), ("top left", "red")])
+def test_a_stop_text_is_no_part_of_the_dialogue(
+    stop: str, text: str, vlm: VLM, seen: SeenImage
+) -> None:
+    """If the model has not read its beginning, the cache goes on."""
+    words = vlm.tokenizer
+    said = words.encode("ASSISTANT: red top left")[len(words.encode("ASSISTANT:")) :]
+    assert len(said) == 3
+    script = Scripted([said, said], words.eos_token_ids[0], 160, words.vocab_size)
+    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    ending = GenerationConfig(max_new_tokens=8, stop=(stop,))
+    assert chat.ask(QUESTIONS[0], BUDGET, ending).text == text
+    second = chat.ask(QUESTIONS[1], BUDGET, SHORT)
+    turns = [Turn(QUESTIONS[0], text, 1), Turn(QUESTIONS[1])]
+    whole = words.encode(render(vlm.encoder.template, turns))
+    assert chat._past.ids == (*whole, *said)
+    first = words.encode(render(vlm.encoder.template, [Turn(QUESTIONS[0], images=1)]))
+    kept = len(first) - 1 + 20 + 2 if stop == "left" else 0
+    assert second.prefilled == len(whole) - 1 + 20 - kept
+
+
+def test_a_cancelled_question_was_never_asked(vlm: VLM, seen: SeenImage) -> None:
+    chat = vlm.chat(seen, "append")
+    stream = chat.stream(QUESTIONS[0], BUDGET, SHORT)
+    for _ in stream:
+        stream.cancel()
+    assert stream.answer is not None
+    assert stream.answer.finish_reason == "cancelled"
+    assert not chat.turns
+    assert chat.ask(QUESTIONS[1], BUDGET, SHORT).text == vlm.ask(seen, QUESTIONS[1], BUDGET).text
+
+
 def test_the_answer_says_what_was_prefilled(vlm: VLM, seen: SeenImage) -> None:
     answers: list[Answer] = [
         vlm.ask(seen, QUESTIONS[0], BUDGET, GenerationConfig(max_new_tokens=2))
