@@ -5,7 +5,9 @@ image = vlm.see("street.jpg")                     # the vision tower runs here, 
 print(vlm.ask(image, "what does the sign say?").text)  # each question recompresses the image
 """
 
+from paddle_recomp.cache import FeatureCache
 from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget, preset
+from paddle_recomp.conversation import Conversation
 from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import RecompError
 from paddle_recomp.loading import load
@@ -19,6 +21,8 @@ __all__ = [
     "Answer",
     "Compressed",
     "CompressionConfig",
+    "Conversation",
+    "FeatureCache",
     "GenerationConfig",
     "RecompError",
     "SeenImage",

@@ -10,7 +10,9 @@ from importlib import resources
 from pathlib import Path
 
 from paddle_recomp.backends.base import Backend
+from paddle_recomp.backends.cached import CachedBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
+from paddle_recomp.cache import FeatureCache
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.encoder import ImageEncoder
@@ -53,17 +55,24 @@ def load_encoder(
     on_tensor: Callable[[int], None] = lambda num_bytes: None,
     backend: str | None = None,
     precision: str | None = None,
+    cache: FeatureCache | None = None,
 ) -> ImageEncoder:
     """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
     Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
     Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
+    With a `cache`, the vision tower runs only over pictures whose features are not in it.
 
     Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
     if isinstance(model, Bundle):
-        return _bundle_encoder(model, config, device, backend or BACKENDS[0], precision)
-    if backend is not None or precision is not None:
+        encoder = _bundle_encoder(model, config, device, backend or BACKENDS[0], precision)
+    elif backend is not None or precision is not None:
         raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
-    return _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
+    else:
+        encoder = _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
+    if cache is not None:
+        tower = f"{_tower_checksum(model)} {backend} {precision} {device}"
+        encoder.backend = CachedBackend(encoder.backend, cache, tower)
+    return encoder
 
 
 def load(
@@ -75,11 +84,13 @@ def load(
     llm: str | Path | None = None,
     backend: str | None = None,
     precision: str | None = None,
+    cache: FeatureCache | None = None,
 ) -> VLM:
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
     was exported without its language model takes it from the folder of the checkpoint that it was
     exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
-    `backend` and `precision` say what runs a bundle's encoder; see `load_encoder`.
+    `backend` and `precision` say what runs a bundle's encoder, `cache` what need not run again;
+    see `load_encoder`.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_encoder`."""
@@ -91,7 +102,9 @@ def load(
         on_progress(done, total)
 
     if isinstance(found, Bundle) and found.decoder is not None and llm is None:
-        encoder = load_encoder(found, config, device, backend=backend, precision=precision)
+        encoder = load_encoder(
+            found, config, device, backend=backend, precision=precision, cache=cache
+        )
         from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
 
         total = sum(found.files[name].num_bytes for name in decoder_files(found))
@@ -109,7 +122,7 @@ def load(
             raise ConfigError(f"{model} is a checkpoint and has its own language model")
         parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
     total = sum(checkpoint.num_bytes(part) for part in parts)
-    encoder = load_encoder(found, config, device, on_bytes, backend, precision)
+    encoder = load_encoder(found, config, device, on_bytes, backend, precision, cache)
     with _paddle_required():
         from paddle_recomp.llm.paddle_llama import PaddleLlama
     return VLM(
@@ -121,10 +134,25 @@ def load(
 
 def projector_checksum(checkpoint: Checkpoint) -> str:
     """By which a bundle recognises the checkpoint that it was exported from."""
+    return _part_checksum(checkpoint, "projector")
+
+
+def _part_checksum(checkpoint: Checkpoint, part: str) -> str:
     digest = hashlib.sha256()
-    for name, array in sorted(checkpoint.parameters("projector")):
+    for name in sorted(checkpoint.expected(part)):
+        array = checkpoint.parameter(part, name)
         digest.update(name.encode() + array.astype("<f4").tobytes())
     return digest.hexdigest()
+
+
+def _tower_checksum(model: Checkpoint | Bundle) -> str:
+    """By which a cache knows whose features it holds. Of a bundle every file is named that
+    stands in front of the language model: they were exported together."""
+    if isinstance(model, Checkpoint):
+        return _part_checksum(model, "vision_tower")
+    decoder = () if model.decoder is None else (model.decoder.file, model.decoder.embed_tokens)
+    files = sorted((n, i.sha256) for n, i in model.files.items() if not n.startswith(decoder))
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def _language_checkpoint(

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.conversation import (
+    DEFAULT_MODE,
+    Conversation,
+    Mode,
+    check_mode,
+)
 from paddle_recomp.encoder import ImageEncoder, ImageLike, SeenImage, VisualPrompt
-from paddle_recomp.errors import ContextLengthError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
-from paddle_recomp.preprocess import IMAGE_TOKEN, LanguageTokenizer, check_question
-from paddle_recomp.types import Answer, Timing, stage_counts
-
-
-class AnswerStream:
-    """Pieces of an answer as they are generated. `cancel`, leaving the loop, an interrupt or an
-    error in it cut the answer short. `answer` is there once the stream has ended in any way, unless
-    that was before the first token."""
-
-    def __init__(self, write: Callable[[AnswerStream], Iterator[str]]) -> None:
-        """`write` gives the pieces, and leaves the answer here when it ends or is closed."""
-        self.answer: Answer | None = None
-        self.cancelled = False
-        self._pieces = write(self)
-
-    def cancel(self) -> None:
-        """Ends the answer after the token that is being generated; any thread may say so."""
-        self.cancelled = True
-
-    def __iter__(self) -> Iterator[str]:
-        # Whoever leaves a loop closes this generator, and that closes the one behind it.
-        yield from self._pieces
+from paddle_recomp.llm.prompts import check_room, splice
+from paddle_recomp.preprocess import LanguageTokenizer, check_question
+from paddle_recomp.types import Answer, AnswerStream, Timing, stage_counts
 
 
 class VLM:
@@ -65,11 +51,7 @@ class VLM:
         """Answers a question about a picture from the visual tokens that the question needs.
 
         Raises: ImageError, QuestionError, ConfigError (budget), ContextLengthError."""
-        stream = self.stream(image, question, budget, generation)
-        for _ in stream:
-            pass
-        assert stream.answer is not None
-        return stream.answer
+        return self.stream(image, question, budget, generation).finish()
 
     def stream(
         self,
@@ -81,6 +63,14 @@ class VLM:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
         return AnswerStream(partial(self._answer, image, question, budget, generation))
+
+    def chat(self, image: SeenImage | ImageLike, mode: Mode = DEFAULT_MODE) -> Conversation:
+        """Begins a conversation about a picture; see `Conversation`.
+
+        Raises: ImageError, FeatureError, ConfigError (mode)."""
+        check_mode(mode)
+        seen = image if isinstance(image, SeenImage) else self.see(image)
+        return Conversation(self, seen, mode)
 
     def ask_batch(
         self,
@@ -104,14 +94,14 @@ class VLM:
         Raises: ContextLengthError."""
         generation = generation or GenerationConfig()
         drafts, marks = self._drafts(len(prompts), generation), [time.perf_counter()]
-        for _ in self._generate(prompts, drafts, generation):
+        embeds = [self._splice(prompt, generation) for prompt in prompts]
+        for _ in generate(self.language_model, embeds, drafts, generation):
             marks.append(time.perf_counter())
-        return [
-            self._finish(
-                prompt, draft, 0.0, marks[0] - prompt.timing.text - prompt.timing.compress, marks
-            )
-            for prompt, draft in zip(prompts, drafts, strict=True)
-        ]
+        answers = []
+        for prompt, draft, rows in zip(prompts, drafts, embeds, strict=True):
+            start = marks[0] - prompt.timing.text - prompt.timing.compress
+            answers.append(self._finish(prompt, draft, len(rows), 0.0, start, marks))
+        return answers
 
     def _answer(
         self,
@@ -126,11 +116,31 @@ class VLM:
         start = time.perf_counter()
         seen = image if isinstance(image, SeenImage) else self.see(image)
         (prompt,) = self.encoder.compress([seen], [question], budget)
+        embeds = self._splice(prompt, generation)
+        vision = 0.0 if seen is image else seen.seconds
+        model = self.language_model
+        yield from self.speak(stream, model, prompt, embeds, generation, start, vision)
+
+    def speak(
+        self,
+        stream: AnswerStream,
+        model: LanguageModel,
+        prompt: VisualPrompt,
+        embeds: np.ndarray,
+        generation: GenerationConfig,
+        start: float,
+        vision: float = 0.0,
+    ) -> Iterator[str]:
+        """The pieces of an answer to the embeddings [T, D] that a prompt became; leaves the answer
+        in the stream. `start` is the time of the question, `vision` the part of it that the picture
+        took.
+
+        Raises: ContextLengthError."""
         if stream.cancelled:
             return
         (draft,), marks = self._drafts(1, generation), [time.perf_counter()]
         try:
-            for (piece,) in self._generate([prompt], [draft], generation):
+            for (piece,) in generate(model, [embeds], [draft], generation):
                 marks.append(time.perf_counter())
                 if piece:
                     yield piece
@@ -138,37 +148,23 @@ class VLM:
                     return
         finally:
             if len(marks) > 1:
-                vision = 0.0 if seen is image else seen.seconds
-                stream.answer = self._finish(prompt, draft, vision, start, marks)
+                stream.answer = self._finish(prompt, draft, len(embeds), vision, start, marks)
 
     def _drafts(self, count: int, generation: GenerationConfig) -> list[Draft]:
         ends = self.tokenizer.eos_token_ids
         return [Draft(self.tokenizer.stream(), ends, generation) for _ in range(count)]
 
-    def _generate(
-        self, prompts: Sequence[VisualPrompt], drafts: Sequence[Draft], generation: GenerationConfig
-    ) -> Iterator[list[str]]:
-        embeds = [self._splice(prompt, generation.max_new_tokens) for prompt in prompts]
-        return generate(self.language_model, embeds, drafts, generation)
-
-    def _splice(self, prompt: VisualPrompt, max_new_tokens: int) -> np.ndarray:
+    def _splice(self, prompt: VisualPrompt, generation: GenerationConfig) -> np.ndarray:
         """The embeddings [T, D] of a prompt, visual tokens where it names the picture."""
-        visual = prompt.compressed.tokens[0]
-        ids = np.array(self.tokenizer.encode(prompt.text), dtype=np.int64)
-        words, context = len(ids) - 1, self.language_model.context
-        if words + len(visual) + max_new_tokens > context:
-            raise ContextLengthError(
-                f"the prompt has {words} tokens of text and {len(visual)} of the picture, the "
-                f"answer may take {max_new_tokens}; the language model's context is {context}"
-            )
-        (place,) = np.flatnonzero(ids == IMAGE_TOKEN)
-        embeds = self.language_model.embed(np.delete(ids, place))
-        return np.concatenate([embeds[:place], visual, embeds[place:]]).astype(np.float32)
+        ids, blocks = self.tokenizer.encode(prompt.text), [prompt.compressed.tokens[0]]
+        check_room(self.language_model, ids, blocks, generation.max_new_tokens)
+        return splice(self.language_model, ids, blocks)
 
     def _finish(
         self,
         prompt: VisualPrompt,
         draft: Draft,
+        prefilled: int,
         vision: float,
         start: float,
         marks: list[float],
@@ -190,4 +186,5 @@ class VLM:
             compressed=prompt.compressed,
             finish_reason=draft.finish_reason or "cancelled",
             logprobs=tuple(draft.logprobs),
+            prefilled=prefilled,
         )

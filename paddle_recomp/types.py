@@ -3,6 +3,7 @@ P joint width, M token capacity, D language-model width."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -92,8 +93,38 @@ class Answer:
     logprobs: tuple[float, ...]
     """Of each of `token_ids`: its natural log-probability in the language model's own distribution,
     whatever the temperature, the penalty and the cuts were."""
+    prefilled: int = 0
+    """Positions, of words and of the picture, that went through the language model before the
+    first token."""
 
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens in front of the language model."""
         return sum(self.stage_counts.values())
+
+
+class AnswerStream:
+    """Pieces of an answer as they are generated. `cancel`, leaving the loop, an interrupt or an
+    error in it cut the answer short. `answer` is there once the stream has ended in any way, unless
+    that was before the first token."""
+
+    def __init__(self, write: Callable[[AnswerStream], Iterator[str]]) -> None:
+        """`write` gives the pieces, and leaves the answer here when it ends or is closed."""
+        self.answer: Answer | None = None
+        self.cancelled = False
+        self._pieces = write(self)
+
+    def cancel(self) -> None:
+        """Ends the answer after the token that is being generated; any thread may say so."""
+        self.cancelled = True
+
+    def __iter__(self) -> Iterator[str]:
+        # Whoever leaves a loop closes this generator, and that closes the one behind it.
+        yield from self._pieces
+
+    def finish(self) -> Answer:
+        """The answer, after whatever pieces of it are still to come."""
+        for _ in self:
+            pass
+        assert self.answer is not None
+        return self.answer

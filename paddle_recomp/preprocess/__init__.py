@@ -14,6 +14,7 @@ from paddle_recomp.preprocess.prompts import (
     check_question,
     first_line,
     render,
+    spoken,
 )
 from paddle_recomp.preprocess.tokenizers import (
     IMAGE_TOKEN,
@@ -38,4 +39,5 @@ __all__ = [
     "first_line",
     "load_image",
     "render",
+    "spoken",
 ]

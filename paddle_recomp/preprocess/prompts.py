@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paddle_recomp.errors import ConfigError, QuestionError
 
@@ -64,6 +64,17 @@ def render(template: str, turns: Sequence[Turn]) -> str:
         if turn.answer is None:
             raise QuestionError(f"turn {number} of {len(turns)} has no answer")
     return TEMPLATES[template](turns)
+
+
+def spoken(template: str, turns: Sequence[Turn]) -> str:
+    """A conversation up to its last answer, without what the template closes the answer with: as
+    far as a language model has come that has just given it (an empty one has no space, either).
+
+    Raises: as `render`; QuestionError when the last turn has no answer."""
+    prompt = render(template, [*turns[:-1], replace(turns[-1], answer=None)])
+    if turns[-1].answer is None:
+        raise QuestionError(f"turn {len(turns)} of {len(turns)} has no answer")
+    return f"{prompt} {turns[-1].answer}".rstrip()
 
 
 def check_question(text: str) -> str:

@@ -9,14 +9,17 @@ import pytest
 
 from export.verify import budgets
 from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
+from paddle_recomp.backends.cached import CachedBackend
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.cache import FeatureCache
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig, TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, FeatureError
+from paddle_recomp.loading import load_encoder
 
 from .conftest import GOLDEN
 
@@ -141,3 +144,23 @@ def test_a_graph_is_read_when_it_is_used(copy: Path) -> None:
     assert backend.run("text", {"question_ids": ids})["text_embeds"].shape[0] == 1
     with pytest.raises(BundleError, match=r"vision\.onnx was changed"):
         backend.run("vision", {"pixel_values": np.zeros((1, 3, 224, 224), np.float32)})
+
+
+def test_each_tower_has_features_of_its_own_in_a_cache(
+    golden_checkpoint: Checkpoint, golden_bundle: Bundle, demo_bundle: Bundle
+) -> None:
+    """The checkpoint's in eager Paddle, the bundle's in each runtime, another bundle's."""
+    cache = FeatureCache()
+    encoders = [
+        load_encoder(golden_checkpoint, cache=cache),
+        load_encoder(golden_bundle, cache=cache),
+        load_encoder(golden_bundle, backend="paddle", cache=cache),
+        load_encoder(demo_bundle, cache=cache),
+        load_encoder(demo_bundle, cache=cache),
+    ]
+    towers = []
+    for encoder in encoders:
+        assert isinstance(encoder.backend, CachedBackend)
+        towers.append(encoder.backend.tower)
+    assert len(set(towers)) == 4
+    assert towers[-1] == towers[-2]

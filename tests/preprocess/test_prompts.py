@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import jinja2
 import pytest
 
 from paddle_recomp.errors import ConfigError, QuestionError
-from paddle_recomp.preprocess import TEMPLATES, Turn, check_question, first_line, render
+from paddle_recomp.loading import demo_folder
+from paddle_recomp.preprocess import TEMPLATES, Turn, check_question, first_line, render, spoken
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -27,6 +31,39 @@ def test_llava_hf() -> None:
     assert render("llava_hf", CHAT) == (
         "USER: <image>\nWhat is it? ASSISTANT: A cup. USER: And its colour? ASSISTANT:"
     )
+
+
+def messages(turns: list[Turn]) -> list[dict[str, object]]:
+    """As transformers wants them."""
+    said: list[dict[str, object]] = []
+    for turn in turns:
+        content = [{"type": "image"}] * turn.images + [{"type": "text", "text": turn.question}]
+        said.append({"role": "user", "content": content})
+        if turn.answer is not None:
+            answer = [{"type": "text", "text": turn.answer}]
+            said.append({"role": "assistant", "content": answer})
+    return said
+
+
+def test_llava_hf_is_the_template_of_the_checkpoints() -> None:
+    """The Jinja template that they ship, over a dialogue with pictures in later turns."""
+    path = demo_folder() / "llava" / "chat_template.json"
+    template = jinja2.Template(json.loads(path.read_text())["chat_template"])
+    turns = [Turn("What is it?", "A cup.", images=1), Turn("And?", "It is red.", images=2)]
+    for dialogue in (turns[:1], turns, [*turns, Turn("Whose?")]):
+        awaited = dialogue[-1].answer is None
+        expected = template.render(messages=messages(dialogue), add_generation_prompt=awaited)
+        assert render("llava_hf", dialogue) == expected
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_spoken_ends_with_the_last_answer(template: str) -> None:
+    text = spoken(template, [*CHAT[:1], Turn("Why?", "So.")])
+    assert text.endswith("Why? ASSISTANT: So.")
+    assert render(template, [*CHAT[:1], Turn("Why?", "So."), Turn("Who?")]).startswith(text)
+    assert spoken(template, [Turn("Why?", "")]).endswith("ASSISTANT:")
+    with pytest.raises(QuestionError, match="turn 2 of 2 has no answer"):
+        spoken(template, CHAT)
 
 
 def test_several_pictures_and_none() -> None:

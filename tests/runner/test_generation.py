@@ -19,8 +19,8 @@ from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import FeatureError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.loading import find_checkpoint
-from paddle_recomp.runner import VLM, AnswerStream
-from paddle_recomp.types import Answer
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Answer, AnswerStream
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "generation.md"
 QUESTION = "what digit is red?"

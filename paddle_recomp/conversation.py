@@ -1,0 +1,224 @@
+"""Conversations: a picture is seen once, and every further question decides which of its visual
+tokens the language model gets to see."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.encoder import ImageEncoder, SeenImage, VisualPrompt
+from paddle_recomp.errors import ConfigError, StateError
+from paddle_recomp.llm.base import LanguageModel, State
+from paddle_recomp.llm.continued import Continued
+from paddle_recomp.llm.prompts import check_room, num_positions, splice
+from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, render, spoken
+from paddle_recomp.types import Answer, AnswerStream, Compressed, Timing
+
+Mode = Literal["recompress", "append", "keep"]
+DEFAULT_MODE: Mode = "append"
+
+
+class Speaker(Protocol):
+    """What a conversation needs of a `VLM`."""
+
+    encoder: ImageEncoder
+    language_model: LanguageModel
+    tokenizer: LanguageTokenizer
+
+    def speak(
+        self,
+        stream: AnswerStream,
+        model: LanguageModel,
+        prompt: VisualPrompt,
+        embeds: np.ndarray,
+        generation: GenerationConfig,
+        start: float,
+    ) -> Iterator[str]:
+        """See `VLM.speak`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A conversation between two questions."""
+
+    turns: tuple[Turn, ...] = ()
+    ids: tuple[int, ...] = ()
+    """What the language model has read and said, IMAGE_TOKEN for each block."""
+    blocks: tuple[np.ndarray, ...] = ()
+    """Visual tokens [M, D], in their order in the conversation."""
+    patches: frozenset[int] = frozenset()
+    """Those that are in the blocks as tokens of their own."""
+    prompt: VisualPrompt | None = None
+    """Of the last question."""
+    state: State | None = None
+    """The KV cache, where it can be continued."""
+
+
+class Conversation:
+    """Questions about one picture, each with the dialogue so far in front of it.
+
+    - `recompress`: the picture's tokens at the beginning of the dialogue are chosen anew for the
+      question, and the language model reads everything again.
+    - `append`: the KV cache stays. In front of the question stand only the patches that it
+      recovers and that no earlier question brought in; the tokens that sum up other patches come
+      with the first question alone, as they hold nothing of their own.
+    - `keep`: the KV cache stays, with the tokens of the first question: for comparison.
+
+    A question that ends in an error, is cancelled, or whose stream is not read to its end, was
+    never asked: the conversation is what it was before, at the price of a longer prefill for the
+    next question."""
+
+    def __init__(self, speaker: Speaker, image: SeenImage, mode: Mode = DEFAULT_MODE) -> None:
+        """Raises: ConfigError for an unknown mode."""
+        check_mode(mode)
+        self.image, self.mode = image, mode
+        self._speaker = speaker
+        self._past = _Past()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The questions with their answers."""
+        return self._past.turns
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens in the conversation."""
+        return sum(len(block) for block in self._past.blocks)
+
+    def ask(
+        self,
+        question: str,
+        budget: TokenBudget | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> Answer:
+        """Answers the next question. `Answer.compressed` is the picture compressed for it, in
+        mode `keep` for the first one; `Answer.prefilled` counts what was not in the KV cache.
+
+        Raises: QuestionError, ConfigError (budget), ContextLengthError; StateError when another
+        question was asked before the answer ended."""
+        return self.stream(question, budget, generation).finish()
+
+    def stream(
+        self,
+        question: str,
+        budget: TokenBudget | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> AnswerStream:
+        """`ask`, piece by piece. Raises as `ask` does, when a piece is taken."""
+        budget, generation = budget or TokenBudget(), generation or GenerationConfig()
+        return AnswerStream(partial(self._answer, question, budget, generation))
+
+    def _answer(
+        self,
+        question: str,
+        budget: TokenBudget,
+        generation: GenerationConfig,
+        stream: AnswerStream,
+    ) -> Iterator[str]:
+        start = time.perf_counter()
+        before, model = self._past, self._speaker.language_model
+        after = self._asked(check_question(question), budget)
+        assert after.prompt is not None
+        check_room(model, after.ids, after.blocks, generation.max_new_tokens)
+
+        # From here on the cache grows: unless the answer is read to its end, it is lost.
+        self._past = replace(before, state=None)
+        mine = self._past
+        embeds = splice(model, after.ids, after.blocks)
+        in_cache = 0 if after.state is None else int(after.state.lengths[0])
+        speaking = Continued(model, after.state)
+        rest = embeds[in_cache:]
+        yield from self._speaker.speak(stream, speaking, after.prompt, rest, generation, start)
+        if stream.answer is not None and stream.answer.finish_reason != "cancelled":
+            if self._past is not mine:
+                raise StateError("another question was asked before this answer ended")
+            self._past = self._answered(after, stream.answer, speaking.state)
+
+    def _asked(self, question: str, budget: TokenBudget) -> _Past:
+        """The conversation with another question in it."""
+        past = self._past
+        first, keeps_cache = not past.turns, self.mode != "recompress"
+        if past.prompt is not None and self.mode == "keep":
+            prompt = replace(past.prompt, timing=Timing())
+        else:
+            encoder = self._speaker.encoder
+            (prompt,) = encoder.compress([self.image], [question], budget)
+        compressed = prompt.compressed
+        if first:
+            added = [compressed.tokens[0]]
+        elif self.mode == "append":
+            added = _not_among(past.patches, compressed)
+        else:
+            added = []
+        turns = (*past.turns, Turn(question, images=len(added)))
+        whole = self._encode(render(self._speaker.encoder.template, turns))
+        if first or not keeps_cache:
+            return _Past(turns, whole, (compressed.tokens[0],), frozenset(), prompt)
+        return _Past(
+            turns=turns,
+            ids=(*past.ids, *self._continuation(past.turns, whole)),
+            blocks=(*past.blocks, *added),
+            patches=past.patches,
+            prompt=prompt,
+            state=past.state,
+        )
+
+    def _answered(self, asked: _Past, answer: Answer, state: State | None) -> _Past:
+        """The conversation with its last question answered."""
+        assert state is not None
+        turns = (*asked.turns[:-1], replace(asked.turns[-1], answer=answer.text))
+        said: Sequence[int] = answer.token_ids
+        if answer.finish_reason == "stop_string":  # Its tokens are no part of the conversation.
+            template = self._speaker.encoder.template
+            unanswered, whole = render(template, asked.turns), spoken(template, turns)
+            said = _behind(self._encode(unanswered), self._encode(whole))
+        ids = (*asked.ids, *said)
+        new = asked.prompt.compressed.index[0] if asked.prompt is not None else []
+        # But they may be in the cache, which cannot go back.
+        fits = int(state.lengths[0]) <= num_positions(ids, asked.blocks)
+        fits = fits and tuple(said) == answer.token_ids[: len(said)]
+        return replace(
+            asked,
+            turns=turns,
+            ids=ids,
+            patches=asked.patches | {int(patch) for patch in new if patch >= 0},
+            state=state if fits and self.mode != "recompress" else None,
+        )
+
+    def _continuation(self, turns: Sequence[Turn], whole: Sequence[int]) -> Sequence[int]:
+        """The ids of a dialogue behind its last answer but one.
+
+        The answer itself stays as the model gave it, which may be other ids than the tokenizer's
+        for the same text."""
+        return _behind(self._encode(spoken(self._speaker.encoder.template, turns)), whole)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._speaker.tokenizer.encode(text))
+
+
+def check_mode(mode: str) -> None:
+    """Raises: ConfigError for an unknown mode."""
+    if mode not in get_args(Mode):
+        raise ConfigError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
+
+
+def _behind(known: Sequence[int], whole: Sequence[int]) -> Sequence[int]:
+    """What of the whole is not what is known of its beginning."""
+    same = 0
+    while same < min(len(known), len(whole)) and known[same] == whole[same]:
+        same += 1
+    return whole[same:]
+
+
+def _not_among(patches: frozenset[int], compressed: Compressed) -> list[np.ndarray]:
+    """The tokens [M, D] of kept patches that are not among these, none where there are none."""
+    index = compressed.index[0]
+    new = (index >= 0) & ~np.isin(index, list(patches))
+    return [compressed.tokens[0][new]] if new.any() else []

@@ -1,0 +1,415 @@
+"""Conversations: what the language model is given, whatever runs it, and that a question which
+fails was never asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from export.decoder.write import write_decoder
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.conversation import Conversation, Mode
+from paddle_recomp.demo import demo_pictures
+from paddle_recomp.encoder import ImageEncoder, SeenImage
+from paddle_recomp.errors import ConfigError, ContextLengthError, QuestionError, StateError
+from paddle_recomp.llm.base import LanguageModel, State
+from paddle_recomp.llm.onnx_decoder import OnnxDecoder
+from paddle_recomp.loading import find_checkpoint
+from paddle_recomp.preprocess import IMAGE_TOKEN, TEMPLATES, Turn, render
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Answer, Compressed
+
+QUESTIONS = ["what digit is red?", "where is the circle?", "what shape is blue?", "how many?"]
+MODES: tuple[Mode, ...] = ("recompress", "append", "keep")
+BUDGET = TokenBudget(tokens=20)
+SHORT = GenerationConfig(max_new_tokens=8)
+
+
+class Recording:
+    """A language model that notes what it reads, and the logits that it gives."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.read: list[np.ndarray] = []
+        self.logits: list[np.ndarray] = []
+        self.fails_at: int | None = None
+
+    @property
+    def context(self) -> int:
+        return self.model.context
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        return self.model.embed(ids)
+
+    def prefill(
+        self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
+    ) -> tuple[np.ndarray, State]:
+        self.read = []
+        return self._note(embeds, self.model.prefill(embeds, lengths, capacity))
+
+    def extend(
+        self, embeds: np.ndarray, lengths: np.ndarray, state: State
+    ) -> tuple[np.ndarray, State]:
+        return self._note(embeds, self.model.extend(embeds, lengths, state))
+
+    def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        if len(self.logits) == self.fails_at:
+            state.spend(state.owner)
+            raise KeyboardInterrupt
+        return self._note(self.embed(ids)[:, None], self.model.decode(ids, state))
+
+    def _note(
+        self, embeds: np.ndarray, given: tuple[np.ndarray, State]
+    ) -> tuple[np.ndarray, State]:
+        self.read.append(embeds[0])
+        self.logits.append(given[0])
+        return given
+
+
+@pytest.fixture(scope="module", params=["paddlenlp", "onnx"])
+def model(
+    request: pytest.FixtureRequest, vlm: VLM, tmp_path_factory: pytest.TempPathFactory
+) -> LanguageModel:
+    if request.param == "paddlenlp":
+        return vlm.language_model
+    folder = tmp_path_factory.mktemp("decoder")
+    return OnnxDecoder(folder, write_decoder(find_checkpoint("demo"), folder, "fp32", {}))
+
+
+@pytest.fixture
+def recording(vlm: VLM, model: LanguageModel) -> tuple[VLM, Recording]:
+    heard = Recording(model)
+    return VLM(vlm.encoder, heard, vlm.tokenizer), heard
+
+
+@pytest.fixture(scope="module")
+def seen(vlm: VLM) -> SeenImage:
+    return vlm.see(next(iter(demo_pictures())))
+
+
+def compressed(vlm: VLM, seen: SeenImage, question: str) -> Compressed:
+    return vlm.encoder.compress([seen], [question], BUDGET)[0].compressed
+
+
+def embeddings(vlm: VLM, turns: list[Turn], blocks: list[np.ndarray]) -> np.ndarray:
+    """Of a whole dialogue, piece by piece between the pictures."""
+    words: list[int] = []
+    left, parts = iter(blocks), []
+    for number in [*vlm.tokenizer.encode(render(vlm.encoder.template, turns)), None]:
+        if number is None or number == IMAGE_TOKEN:
+            parts.append(vlm.language_model.embed(np.array(words, dtype=np.int64)))
+            parts += [next(left)] if number == IMAGE_TOKEN else []
+            words = []
+        else:
+            words.append(number)
+    assert next(left, None) is None
+    return np.concatenate(parts)
+
+
+def blocks_of(
+    vlm: VLM, seen: SeenImage, mode: Mode, questions: list[str]
+) -> tuple[list[int], list[np.ndarray]]:
+    """What the definition of the mode says: pictures per turn, and the tokens of each."""
+    everything = [compressed(vlm, seen, question) for question in questions]
+    rest = [0] * (len(questions) - 1)
+    if mode == "recompress":
+        return [1, *rest], [everything[-1].tokens[0]]
+    if mode == "keep":
+        return [1, *rest], [everything[0].tokens[0]]
+    images, blocks, have = [1], [everything[0].tokens[0]], set(everything[0].index[0])
+    for one in everything[1:]:
+        new = [i for i, patch in enumerate(one.index[0]) if patch >= 0 and patch not in have]
+        have |= set(one.index[0])
+        images.append(int(bool(new)))
+        blocks += [one.tokens[0][new]] if new else []
+    return images, blocks
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_read_is_one_prompt(
+    mode: Mode, recording: tuple[VLM, Recording], seen: SeenImage
+) -> None:
+    """Behind the cache or not: the concatenated embeddings, and the logits of one prefill."""
+    vlm, heard = recording
+    chat = vlm.chat(seen, mode)
+    given: list[str] = []
+    for number, question in enumerate(QUESTIONS, start=1):
+        before = len(heard.logits)
+        answer = chat.ask(question, BUDGET, SHORT)
+        images, blocks = blocks_of(vlm, seen, mode, QUESTIONS[:number])
+        turns = [
+            Turn(asked, said, count)
+            for asked, said, count in zip(QUESTIONS, [*given, None], images, strict=False)
+        ]
+        whole = embeddings(vlm, turns, blocks)
+        steps = len(heard.logits) - before - 1
+        read = np.concatenate(heard.read)
+        np.testing.assert_array_equal(read[: len(read) - steps], whole)
+        logits, _ = heard.model.prefill(whole[None], np.array([len(whole)]))
+        np.testing.assert_allclose(heard.logits[before], logits, rtol=0, atol=1e-3)
+        assert answer.prefilled == len(heard.read[-1 - steps])
+        assert chat.num_visual_tokens == sum(map(len, blocks))
+        given.append(answer.text)
+    assert [turn.answer for turn in chat.turns] == given
+    if mode == "append":
+        assert sum(images) >= 3, "further questions recover patches"
+
+
+def test_append_reads_little(recording: tuple[VLM, Recording], seen: SeenImage) -> None:
+    vlm, _ = recording
+    chats = {mode: vlm.chat(seen, mode) for mode in MODES}
+    first, *later = (
+        {mode: chat.ask(question, BUDGET, SHORT).prefilled for mode, chat in chats.items()}
+        for question in QUESTIONS
+    )
+    assert len(set(first.values())) == 1
+    for counts in later:
+        assert counts["keep"] <= counts["append"] < counts["recompress"]
+    # Nothing is left to recover of a picture that is there as a whole.
+    chat = vlm.chat(seen, "append")
+    full = TokenBudget(full=True)
+    assert (
+        chat.ask(QUESTIONS[0], full, SHORT).prefilled
+        > 256
+        > 40
+        > chat.ask(QUESTIONS[1], full, SHORT).prefilled
+    )
+    assert chat.num_visual_tokens == 256
+
+
+def test_the_same_question_recovers_nothing_twice(vlm: VLM, seen: SeenImage) -> None:
+    chat = vlm.chat(seen, "append")
+    for _ in range(2):
+        chat.ask(QUESTIONS[0], BUDGET, GenerationConfig(max_new_tokens=4))
+    assert chat.num_visual_tokens == 20
+    assert [turn.images for turn in chat.turns] == [1, 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_first_question_is_an_ask(mode: Mode, vlm: VLM, seen: SeenImage) -> None:
+    answer, alone = (
+        vlm.chat(seen, mode).ask(QUESTIONS[0], BUDGET),
+        vlm.ask(seen, QUESTIONS[0], BUDGET),
+    )
+    assert (answer.token_ids, answer.prefilled) == (alone.token_ids, alone.prefilled)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_that_was_cut_off(
+    mode: Mode, recording: tuple[VLM, Recording], seen: SeenImage
+) -> None:
+    """Its last token was given, but never read by the model: the next turn reads it."""
+    vlm, heard = recording
+    chat = vlm.chat(seen, mode)
+    answer = chat.ask(QUESTIONS[0], BUDGET, GenerationConfig(max_new_tokens=1))
+    assert answer.token_ids, "no end yet"
+    chat.ask(QUESTIONS[1], BUDGET, GenerationConfig(max_new_tokens=1))
+    images, blocks = blocks_of(vlm, seen, mode, QUESTIONS[:2])
+    turns = [Turn(QUESTIONS[0], answer.text, 1), Turn(QUESTIONS[1], None, images[1])]
+    np.testing.assert_array_equal(np.concatenate(heard.read), embeddings(vlm, turns, blocks))
+
+
+def interrupt_by_closing(chat: Conversation, heard: Recording) -> None:
+    pieces = iter(chat.stream(QUESTIONS[2], BUDGET, SHORT))
+    assert next(pieces)
+
+
+def interrupt_by_cancelling(chat: Conversation, heard: Recording) -> None:
+    stream = chat.stream(QUESTIONS[2], BUDGET, SHORT)
+    for _ in stream:
+        stream.cancel()
+    assert stream.answer is not None
+    assert stream.answer.finish_reason == "cancelled"
+
+
+def interrupt_by_an_error(chat: Conversation, heard: Recording) -> None:
+    heard.fails_at = len(heard.logits) + 1
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask(QUESTIONS[2], BUDGET, SHORT)
+    heard.fails_at = None
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "interrupt", [interrupt_by_closing, interrupt_by_cancelling, interrupt_by_an_error]
+)
+def test_an_interrupted_question_was_never_asked(
+    mode: Mode,
+    interrupt: Callable[[Conversation, Recording], None],
+    recording: tuple[VLM, Recording],
+    seen: SeenImage,
+) -> None:
+    vlm, heard = recording
+    chat, other = vlm.chat(seen, mode), vlm.chat(seen, mode)
+    for one in (chat, other):
+        one.ask(QUESTIONS[0], BUDGET, SHORT)
+    interrupt(chat, heard)
+    assert chat.turns == other.turns
+    after, expected = (one.ask(QUESTIONS[1], BUDGET, SHORT) for one in (chat, other))
+    assert after.token_ids == expected.token_ids
+    assert chat._past.ids == other._past.ids
+    images, blocks = blocks_of(vlm, seen, mode, QUESTIONS[:2])
+    turns = [chat.turns[0], Turn(QUESTIONS[1], None, images[1])]
+    assert after.prefilled == len(embeddings(vlm, turns, blocks)), "the cache was lost"
+    third = [one.ask(QUESTIONS[3], BUDGET, SHORT).prefilled for one in (chat, other)]
+    assert third[0] == third[1], "and there is one again"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_cannot_be_asked_changes_nothing(mode: Mode, vlm: VLM, seen: SeenImage) -> None:
+    chat, other = vlm.chat(seen, mode), vlm.chat(seen, mode)
+    for one in (chat, other):
+        one.ask(QUESTIONS[0], BUDGET, SHORT)
+    with pytest.raises(ContextLengthError, match="context is 2048"):
+        chat.ask("red " * 60, BUDGET, generation=GenerationConfig(max_new_tokens=2000))
+    with pytest.raises(QuestionError, match="empty"):
+        chat.ask(" ")
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        chat.ask(QUESTIONS[1], BUDGET, generation=GenerationConfig(max_new_tokens=0))
+    if mode != "keep":
+        with pytest.raises(ConfigError, match="256 patches"):
+            chat.ask(QUESTIONS[1], TokenBudget(tokens=300))
+    assert chat.turns == other.turns
+    after, expected = (one.ask(QUESTIONS[1], BUDGET, SHORT) for one in (chat, other))
+    assert (after.token_ids, after.prefilled) == (expected.token_ids, expected.prefilled)
+
+
+def test_two_answers_at_once(vlm: VLM, seen: SeenImage) -> None:
+    chat = vlm.chat(seen, "append")
+    first = iter(chat.stream(QUESTIONS[0], BUDGET, SHORT))
+    next(first)
+    answer = chat.ask(QUESTIONS[1], BUDGET, SHORT)
+    with pytest.raises(StateError, match="another question"):
+        list(first)
+    assert [turn.answer for turn in chat.turns] == [answer.text]
+
+
+def test_unknown_mode(vlm: VLM, seen: SeenImage) -> None:
+    with pytest.raises(ConfigError, match="known: recompress, append, keep"):
+        vlm.chat(seen, "forget")  # type: ignore[arg-type]
+
+
+@dataclass
+class Scripted:
+    """A language model that says what it was told to."""
+
+    answers: list[list[int]]
+    end: int
+    width: int
+    vocabulary: int
+    context: int = 4096
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        return np.repeat(ids[:, None], self.width, axis=1).astype(np.float32)
+
+    def prefill(
+        self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
+    ) -> tuple[np.ndarray, State]:
+        return self.extend(embeds, lengths, State(np.zeros_like(lengths), self, None))
+
+    def extend(
+        self, embeds: np.ndarray, lengths: np.ndarray, state: State
+    ) -> tuple[np.ndarray, State]:
+        state.spend(self)
+        self.saying = [*self.answers.pop(0), self.end]
+        return self._next(state.lengths + lengths)
+
+    def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        state.spend(self)
+        return self._next(state.lengths + 1)
+
+    def _next(self, lengths: np.ndarray) -> tuple[np.ndarray, State]:
+        logits = np.zeros((1, self.vocabulary), dtype=np.float32)
+        logits[0, self.saying.pop(0)] = 1
+        return logits, State(lengths, self, None)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("said", [["red", "top left", "3"], ["", "a", "blue"], ["red", "", ""]])
+def test_text_is_that_of_the_whole_dialogue(
+    template: str, said: list[str], vlm: VLM, seen: SeenImage
+) -> None:
+    """With either template, as long as answers come in the tokenizer's own ids."""
+    words = vlm.tokenizer
+    start = len(words.encode("ASSISTANT:"))
+    answers = [words.encode(f"ASSISTANT: {one}")[start:] if one else [] for one in said]
+    script = Scripted([list(one) for one in answers], words.eos_token_ids[0], 160, words.vocab_size)
+    old = vlm.encoder
+    encoder = ImageEncoder(
+        old.backend,
+        old.image_processor,
+        old.tokenizer,
+        old.question_positions,
+        template,
+        old.config,
+    )
+    chat = VLM(encoder, script, words).chat(seen, "append")
+    for i, question in enumerate(QUESTIONS[:3]):
+        answer = chat.ask(question, BUDGET, SHORT)
+        assert answer.text == said[i]
+        unanswered = [*chat.turns[:-1], replace(chat.turns[-1], answer=None)]
+        ids = tuple(words.encode(render(template, unanswered)))
+        assert chat._past.ids == (*ids, *answers[i])
+
+
+def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage) -> None:
+    """Letter by letter instead of whole words: the dialogue goes on behind it all the same."""
+    words = vlm.tokenizer
+    start = len(words.encode("ASSISTANT:"))
+    whole = words.encode("ASSISTANT: red")[start:]
+    letters = [*words.encode("ASSISTANT: r")[start:], *words.encode("xe")[-1:]]
+    script = Scripted([letters, whole], words.eos_token_ids[0], 160, words.vocab_size)
+    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    first = chat.ask(QUESTIONS[0], BUDGET, SHORT)
+    before = chat._past.ids
+    chat.ask(QUESTIONS[1], BUDGET, SHORT)
+    said = words.decode(letters).strip()
+    assert first.text == said
+    canonical = words.encode(render(vlm.encoder.template, chat.turns[:1]).rstrip())
+    dialogue = words.encode(render(vlm.encoder.template, [chat.turns[0], Turn(QUESTIONS[1])]))
+    assert chat._past.ids == (*before, *dialogue[len(canonical) :], *whole)
+
+
+@pytest.mark.parametrize(("stop", "text"), [("left", "red top"), ("top left", "red")])
+def test_a_stop_text_is_no_part_of_the_dialogue(
+    stop: str, text: str, vlm: VLM, seen: SeenImage
+) -> None:
+    """If the model has not read its beginning, the cache goes on."""
+    words = vlm.tokenizer
+    said = words.encode("ASSISTANT: red top left")[len(words.encode("ASSISTANT:")) :]
+    assert len(said) == 3
+    script = Scripted([said, said], words.eos_token_ids[0], 160, words.vocab_size)
+    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    ending = GenerationConfig(max_new_tokens=8, stop=(stop,))
+    assert chat.ask(QUESTIONS[0], BUDGET, ending).text == text
+    second = chat.ask(QUESTIONS[1], BUDGET, SHORT)
+    turns = [Turn(QUESTIONS[0], text, 1), Turn(QUESTIONS[1])]
+    whole = words.encode(render(vlm.encoder.template, turns))
+    assert chat._past.ids == (*whole, *said)
+    first = words.encode(render(vlm.encoder.template, [Turn(QUESTIONS[0], images=1)]))
+    kept = len(first) - 1 + 20 + 2 if stop == "left" else 0
+    assert second.prefilled == len(whole) - 1 + 20 - kept
+
+
+def test_a_cancelled_question_was_never_asked(vlm: VLM, seen: SeenImage) -> None:
+    chat = vlm.chat(seen, "append")
+    stream = chat.stream(QUESTIONS[0], BUDGET, SHORT)
+    for _ in stream:
+        stream.cancel()
+    assert stream.answer is not None
+    assert stream.answer.finish_reason == "cancelled"
+    assert not chat.turns
+    assert chat.ask(QUESTIONS[1], BUDGET, SHORT).text == vlm.ask(seen, QUESTIONS[1], BUDGET).text
+
+
+def test_the_answer_says_what_was_prefilled(vlm: VLM, seen: SeenImage) -> None:
+    answers: list[Answer] = [
+        vlm.ask(seen, QUESTIONS[0], BUDGET, GenerationConfig(max_new_tokens=2))
+    ]
+    answers += vlm.ask_batch([seen], QUESTIONS[:1], BUDGET, GenerationConfig(max_new_tokens=2))
+    turn = Turn(QUESTIONS[0], images=1)
+    words = vlm.tokenizer.encode(render(vlm.encoder.template, [turn]))
+    assert [one.prefilled for one in answers] == [len(words) - 1 + 20] * 2
