@@ -68,6 +68,9 @@ SwitchOption = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Set one switch of the algorithm."),
 ]
 TokensOption = Annotated[int | None, typer.Option("--tokens", help="Exactly this many tokens.")]
+RatioOption = Annotated[
+    float | None, typer.Option("--ratio", help="Exactly this share of the patches, as 0.125.")
+]
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", help="At most this many tokens.")
 ]
@@ -130,6 +133,7 @@ def ask(
     method: MethodOption = None,
     switches: SwitchOption = None,
     tokens: TokensOption = None,
+    ratio: RatioOption = None,
     max_tokens: MaxTokensOption = None,
     full: FullOption = False,
     overlay: Annotated[
@@ -151,7 +155,7 @@ def ask(
     from paddle_recomp.loading import load
 
     config = config_from_options(preset_name, method, switches)
-    budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
     generation = GenerationConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -189,6 +193,7 @@ def explain(
     method: MethodOption = None,
     switches: SwitchOption = None,
     tokens: TokensOption = None,
+    ratio: RatioOption = None,
     max_tokens: MaxTokensOption = None,
     full: FullOption = False,
     device: DeviceOption = "cpu",
@@ -199,7 +204,7 @@ def explain(
     from paddle_recomp.loading import find, load_encoder
 
     config = config_from_options(preset_name, method, switches)
-    budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
     picture = _check_inputs(image, question, output)
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
@@ -238,6 +243,7 @@ def demo(
     model: ModelOption = "demo",
     llm: LlmOption = None,
     tokens: TokensOption = None,
+    ratio: RatioOption = None,
     max_tokens: MaxTokensOption = None,
     full: FullOption = False,
     device: DeviceOption = "cpu",
@@ -246,7 +252,7 @@ def demo(
     from paddle_recomp.demo import run_demo
     from paddle_recomp.loading import load
 
-    budget = TokenBudget(tokens=tokens, max_tokens=max_tokens, full=full)
+    budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
     console = Console(highlight=False)
     with quiet_paddle(), warnings_as_lines():
         with _loading(Console(stderr=True), model) as on_progress:

@@ -139,11 +139,13 @@ def preset(name: str, **options: Any) -> CompressionConfig:
 @dataclass(frozen=True)
 class TokenBudget:
     """How many tokens an image may become: what the filter finds (no field set), at most
-    `max_tokens`, exactly `tokens`, or `full`: all of them, uncompressed."""
+    `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest whole token, at
+    least one), or `full`: all of them, uncompressed."""
 
     tokens: int | None = None
     max_tokens: int | None = None
     full: bool = False
+    ratio: float | None = None
 
     def __post_init__(self) -> None:
         given = [field.name for field in fields(self) if getattr(self, field.name)]
@@ -153,6 +155,10 @@ class TokenBudget:
             value = getattr(self, name)
             if value is not None and not (_is_instance(value, int) and value >= 1):
                 raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+        if self.ratio is not None and not (
+            isinstance(self.ratio, (int, float)) and self.ratio is not True and 0 < self.ratio <= 1
+        ):
+            raise ConfigError(f"ratio is {self.ratio!r}; expected above 0, up to 1")
 
     def bounds(self, num_patches: int) -> tuple[int, int]:
         """The least and most tokens for an image of `num_patches`.
@@ -166,6 +172,9 @@ class TokenBudget:
                     f"tokens is {self.tokens}, but an image has only {num_patches} patches"
                 )
             return self.tokens, self.tokens
+        if self.ratio is not None:
+            count = max(1, round(self.ratio * num_patches))
+            return count, count
         # A prompt that speaks of an image needs at least one token of it.
         return 1, min(self.max_tokens or num_patches, num_patches)
 

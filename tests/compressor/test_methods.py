@@ -204,10 +204,23 @@ def test_bad_budgets_are_refused() -> None:
         {"max_tokens": -3},
         {"tokens": 3, "max_tokens": 3},
         {"tokens": 3, "full": True},
+        {"ratio": 0.5, "tokens": 3},
+        {"ratio": 0.0},
+        {"ratio": 1.5},
+        {"ratio": float("nan")},
+        {"ratio": "half"},
+        {"ratio": True},
     )
     for bad in options:
         with pytest.raises(ConfigError):
             TokenBudget(**bad)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "patches", "tokens"), [(0.125, 256, 32), (0.1, 576, 58), (1, 64, 64), (0.001, 64, 1)]
+)
+def test_a_ratio_is_a_number_of_tokens(ratio: float, patches: int, tokens: int) -> None:
+    assert TokenBudget(ratio=ratio).bounds(patches) == (tokens, tokens)
 
 
 def test_unknown_names_are_refused() -> None:
