@@ -233,6 +233,17 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_early(tmp_path: Path) -> No
     assert not (tmp_path / "x").exists()
 
 
+def test_a_bundle_can_do_without_the_operators_of_one_runtime(tmp_path: Path) -> None:
+    """The export itself compares each graph with Paddle."""
+    bundle = export("demo", tmp_path / "plain", operators="onnx", decoder="none")
+    assert bundle.operators == "onnx"
+    for graph in GRAPHS:
+        model = onnx.load(bundle.folder / f"{graph}.onnx")
+        assert {node.domain for node in model.graph.node} == {""}
+        metadata = {item.key: item.value for item in model.metadata_props}
+        assert metadata["recomp.operators"] == "onnx"
+
+
 def test_a_large_graph_has_its_weights_in_a_second_file(
     demo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
