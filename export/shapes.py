@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from paddle_recomp.backends.base import Graph
+from paddle_recomp.backends.base import PARTS
 from paddle_recomp.checkpoint import ModelSpec
 
 Shape = list[int | str]
 
-TRACED: tuple[Graph, ...] = ("vision", "text", "compress")
-"""The graphs that are traced, in the order in which data passes; `encoder` is made of them."""
+TRACED = PARTS
+"""The graphs that are traced; `encoder` is made of them."""
 
 DTYPES = {
     "question_ids": "int64",

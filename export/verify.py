@@ -17,7 +17,7 @@ from export.errors import VerificationError
 from export.parity import mean_cosine, relative_difference
 from export.samples import load_pictures, load_questions
 from export.shapes import TRACED
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, run_parts
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import available_providers
@@ -109,10 +109,11 @@ def verify_bundle(
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
         }
+        expected = run_parts(eager, inputs)
         for name, precision, backend in backends:
             rows += [
                 replace(row, runtime=f"{name} {precision}")
-                for row in compare_backends(eager, backend, inputs, precision)
+                for row in compare_with(expected, backend, precision)
             ]
     if bundle.decoder is not None:
         row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
@@ -142,24 +143,19 @@ def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, 
             warnings.warn(f"not compared: {error}", RecompWarning, stacklevel=2)
 
 
-def compare_backends(
-    reference: Backend, other: Backend, inputs: Arrays, precision: str
-) -> Iterator[Row]:
-    """Each graph by itself on the reference's inputs, then the fused one on its own."""
-    batch, limits = len(inputs["pixel_values"]), TOLERANCES[precision]
-    towers: Arrays = {}
-    for graph in TRACED[:-1]:
-        given = {name: inputs[name] for name in INPUTS[graph]}
-        expected, found = reference.run(graph, given), other.run(graph, given)
-        for name in expected:
+def compare_with(expected: Arrays, other: Backend, precision: str) -> Iterator[Row]:
+    """Each graph by itself on the reference's inputs, then the fused one on its own; `expected`
+    is what `run_parts` gives for the reference."""
+    batch, limits = len(expected["pixel_values"]), TOLERANCES[precision]
+    for graph in TRACED:
+        found = other.run(graph, {name: expected[name] for name in INPUTS[graph]})
+        if graph == "compress":
+            yield from _compare_tokens(batch, graph, expected, found, 1.0, limits.difference)
+            continue
+        for name in OUTPUTS[graph]:
             yield _compare_floats(batch, graph, name, expected[name], found[name], limits)
-        towers |= expected
 
-    given = {**towers, "token_bounds": inputs["token_bounds"]}
-    expected, found = reference.run("compress", given), other.run("compress", given)
-    yield from _compare_tokens(batch, "compress", expected, found, 1.0, limits.difference)
-
-    fused = other.run("encoder", inputs)
+    fused = other.run("encoder", {name: expected[name] for name in INPUTS["encoder"]})
     if limits.cosine is not None and limits.overlap is not None:
         overlap, cosine = compare_kept(expected, fused)
         least = round(limits.overlap - _SCATTER / batch**0.5, 3)

@@ -10,6 +10,8 @@ from paddle_recomp.errors import FeatureError
 
 Graph = Literal["vision", "text", "compress", "encoder"]
 """`encoder` is the other three in one, for a picture that is asked about once."""
+PARTS: tuple[Graph, ...] = ("vision", "text", "compress")
+"""The three, in the order in which data passes."""
 
 INPUTS: dict[Graph, tuple[str, ...]] = {
     "vision": ("pixel_values",),
@@ -50,6 +52,14 @@ class Backend(Protocol):
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays by the names in INPUTS -> arrays by the names in OUTPUTS."""
         ...
+
+
+def run_parts(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs of `encoder` -> these, and what each part gives on what stands before it."""
+    arrays = dict(inputs)
+    for graph in PARTS:
+        arrays |= backend.run(graph, {name: arrays[name] for name in INPUTS[graph]})
+    return arrays
 
 
 def check_finite(arrays: dict[str, np.ndarray]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph, check_finite
+from paddle_recomp.backends.base import OUTPUTS, Graph, check_finite, run_parts
 from paddle_recomp.bundle import Bundle, PaddleInfo
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, MissingDependencyError
 
@@ -33,7 +33,6 @@ _DROPPED_PASSES = (
 )
 _GPU_MEMORY_MB = 256
 """That a predictor takes at first; it grows."""
-_PARTS: tuple[Graph, ...] = ("vision", "text", "compress")
 
 
 class Predictor:
@@ -114,9 +113,7 @@ class PaddleInferenceBackend:
 
         Raises: FeatureError when what comes out is not finite; BundleError for a broken graph."""
         if graph == "encoder" and self.precision != "fp32":
-            arrays = dict(inputs)
-            for part in _PARTS:
-                arrays |= self.run(part, {name: arrays[name] for name in INPUTS[part]})
+            arrays = run_parts(self, inputs)
             return {name: arrays[name] for name in OUTPUTS[graph]}
         arrays = self._predictor(graph).run(inputs, self.bundle.graphs[graph].outputs)
         check_finite(arrays)
