@@ -67,7 +67,7 @@ def tower_outputs(batch: int, budget: TokenBudget) -> Arrays:
     return {
         **{name: tensor.numpy() for name, tensor in vision._asdict().items()},
         "text_embeds": text.numpy(),
-        "token_bounds": np.array([budget.bounds(size)] * batch, dtype=np.int64),
+        "token_bounds": np.array(budget.bounds(size) * batch, dtype=np.int64),
     }
 
 

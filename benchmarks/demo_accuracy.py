@@ -66,7 +66,7 @@ class Outcome:
 
 def outcome(item: Item, answer: Answer) -> Outcome:
     """What the report says of an answer."""
-    kept, target = answer.compressed.index[0], item.question.target
+    kept, target = answer.compressed[0].index[0], item.question.target
     patches = np.array([], dtype=np.int64) if target is None else item.scene.patches(target)
     return Outcome(
         right=is_right(item, answer),

@@ -54,7 +54,7 @@ def overlap_table(encoder: ImageEncoder, items: list[Item]) -> Table:
                     encoder.compress([one[item.number]], [item.question.question], budget)[0]
                     for one in (seen, other)
                 )
-                overlaps.append(kept_alike(expected.compressed, found.compressed)[0])
+                overlaps.append(kept_alike(expected.compressed[0], found.compressed[0])[0])
             same = f"{sum(one == 1 for one in overlaps)} of {len(overlaps)}"
             name = "all" if names == ARRAYS else names[0]
             table.add_row(name, budget_name, f"{np.mean(overlaps):.4f}", same)

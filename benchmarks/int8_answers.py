@@ -61,7 +61,7 @@ def compare(
     pairs, overlaps, tokens = [], [], []
     for item, ours, theirs in zip(items, expected, found, strict=True):
         pairs.append((is_right(item, ours), is_right(item, theirs)))
-        overlaps.append(kept_alike(ours.compressed, theirs.compressed)[0])
+        overlaps.append(kept_alike(ours.compressed[0], theirs.compressed[0])[0])
         tokens.append((ours.num_visual_tokens, theirs.num_visual_tokens))
     right = np.array(pairs, dtype=np.int64)
     change, accuracy = right[:, 1] - right[:, 0], 100 * right.mean(axis=0)

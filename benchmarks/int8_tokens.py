@@ -97,7 +97,7 @@ def compare_choices(
         for images in progress.track(list(zip(*seen, strict=True)), description=name):
             for question in QUESTIONS:
                 first, second = (
-                    encoder.compress([image], [question], budget)[0].compressed
+                    encoder.compress([image], [question], budget)[0].compressed[0]
                     for encoder, image in zip(encoders, images, strict=True)
                 )
                 kept = [int(np.isin(c.stage, KEPT).sum()) for c in (first, second)]

@@ -175,7 +175,7 @@ def budgets(batch: int, size: int) -> np.ndarray:
         TokenBudget(tokens=max(size // 4, 1)),
         TokenBudget(full=True),
     ]
-    bounds = [choices[i % len(choices)].bounds(size) for i in range(batch)]
+    bounds = [choices[i % len(choices)].bounds(size)[0] for i in range(batch)]
     return np.array(bounds, dtype=np.int64)
 
 

@@ -43,8 +43,18 @@ app = typer.Typer(
 
 DEFAULTS = GenerationConfig()
 
-ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")]
-QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION")]
+ImagesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE", help="Picture files.", default_factory=list, show_default=False
+    ),
+]
+QuestionArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="QUESTION", help="The pictures stand in front of it, or at each <image> in it."
+    ),
+]
 ModelOption = Annotated[
     str,
     typer.Option("--model", help="A checkpoint or bundle folder, or `demo`: the embedded model."),
@@ -124,7 +134,7 @@ def root(
 
 @app.command()
 def ask(
-    image: ImageArgument,
+    images: ImagesArgument,
     question: QuestionArgument,
     model: ModelOption = "demo",
     clip: ClipOption = None,
@@ -151,7 +161,7 @@ def ask(
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer QUESTION about IMAGE."""
+    """Answer QUESTION about one IMAGE, several, or none."""
     from paddle_recomp.loading import load
 
     config = config_from_options(preset_name, method, switches)
@@ -165,24 +175,24 @@ def ask(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    picture = _check_inputs(image, question, overlay)
+    pictures = _check_inputs(images, question, overlay)
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm, backend, precision)
         with working(console, "answering"):
-            answer = vlm.ask(image, question, budget, generation)
+            answer = vlm.ask(images, question, budget, generation)
     if as_json:
-        typer.echo(json.dumps(answer_dict(image, question, answer, seen_warnings), indent=2))
+        typer.echo(json.dumps(answer_dict(images, question, answer, seen_warnings), indent=2))
     else:
         print_answer(Console(highlight=False), answer)
     if overlay is not None:
-        _save_overlay(overlay, picture, question, answer.text, vlm.encoder, answer.compressed)
+        _save_overlay(overlay, pictures, question, answer.text, vlm.encoder, answer.compressed)
 
 
 @app.command()
 def explain(
-    image: ImageArgument,
+    images: ImagesArgument,
     question: QuestionArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path(
         "explain.png"
@@ -200,20 +210,22 @@ def explain(
     backend: BackendOption = None,
     precision: PrecisionOption = None,
 ) -> None:
-    """Draw which patches of IMAGE are kept for QUESTION, without asking the language model."""
+    """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
     from paddle_recomp.loading import find, load_encoder
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
-    picture = _check_inputs(image, question, output)
+    if not images:
+        raise ConfigError("there is no picture to explain; expected IMAGE and QUESTION")
+    pictures = _check_inputs(images, question, output)
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
             found = find(model, clip)
             encoder = load_encoder(found, config, device, backend=backend, precision=precision)
         with working(console, "compressing"):
-            (prompt,) = encoder.compress(encoder.see([image]), [question], budget)
-    _save_overlay(output, picture, question, None, encoder, prompt.compressed)
+            (prompt,) = encoder.compress([encoder.see(images)], [question], budget)
+    _save_overlay(output, pictures, question, None, encoder, prompt.compressed)
     typer.echo(output)
 
 
@@ -302,24 +314,28 @@ def config_from_options(
     return config.with_text_options(**options)
 
 
-def _check_inputs(image: Path, question: str, output: Path | None) -> Image.Image:
-    """The picture. Everything that can be refused before a model is loaded is refused here."""
-    check_question(question)
-    picture = load_image(image)
+def _check_inputs(images: Sequence[Path], question: str, output: Path | None) -> list[Image.Image]:
+    """The pictures. Everything that can be refused before a model is loaded is refused here."""
+    if not images and Path(question).is_file():
+        raise ConfigError(f"there is no question, only the file {question}")
+    if not images and output is not None:
+        raise ConfigError(f"{output}: there is no picture to draw on")
+    check_question(question, len(images))
+    pictures = [load_image(image) for image in images]
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
-    return picture
+    return pictures
 
 
 def _save_overlay(
     path: Path,
-    picture: Image.Image,
+    pictures: Sequence[Image.Image],
     question: str,
     answer: str | None,
     encoder: ImageEncoder,
-    compressed: Compressed,
+    compressed: Sequence[Compressed],
 ) -> None:
-    drawn = draw_answer(picture, compressed, encoder.image_processor, question, answer)
+    drawn = draw_answer(pictures, compressed, encoder.image_processor, question, answer)
     try:
         drawn.save(path)
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -138,9 +139,10 @@ def preset(name: str, **options: Any) -> CompressionConfig:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How many tokens an image may become: what the filter finds (no field set), at most
-    `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest whole token, at
-    least one), or `full`: all of them, uncompressed."""
+    """How many tokens the pictures of a question may become: what the filter finds (no field set),
+    at most `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest whole
+    token, at least one), or `full`: all of them, uncompressed. Several pictures share `tokens` and
+    `max_tokens` equally."""
 
     tokens: int | None = None
     max_tokens: int | None = None
@@ -160,23 +162,33 @@ class TokenBudget:
         ):
             raise ConfigError(f"ratio is {self.ratio!r}; expected above 0, up to 1")
 
-    def bounds(self, num_patches: int) -> tuple[int, int]:
-        """The least and most tokens for an image of `num_patches`.
+    def bounds(self, num_patches: int, num_images: int = 1) -> list[tuple[int, int]]:
+        """The least and most tokens for each of the pictures of a question, of `num_patches` each;
+        what cannot be shared equally goes to the first ones.
 
-        Raises: ConfigError when `tokens` asks for more tokens than there are patches."""
+        Raises: ConfigError when `tokens` asks for more tokens than there are patches, or there is
+        not one token for each picture."""
+        everything, several = num_patches * num_images, f"{num_images} images"
         if self.full:
-            return num_patches, num_patches
-        if self.tokens is not None:
-            if self.tokens > num_patches:
-                raise ConfigError(
-                    f"tokens is {self.tokens}, but an image has only {num_patches} patches"
-                )
-            return self.tokens, self.tokens
+            return [(num_patches, num_patches)] * num_images
         if self.ratio is not None:
             count = max(1, round(self.ratio * num_patches))
-            return count, count
+            return [(count, count)] * num_images
         # A prompt that speaks of an image needs at least one token of it.
-        return 1, min(self.max_tokens or num_patches, num_patches)
+        for name in ("tokens", "max_tokens"):
+            if (getattr(self, name) or num_images) < num_images:
+                raise ConfigError(f"{name} is {getattr(self, name)}, which {several} cannot share")
+        if self.tokens is not None:
+            if self.tokens > everything > 0:
+                owner = "an image has" if num_images == 1 else f"{several} have"
+                raise ConfigError(f"tokens is {self.tokens}, but {owner} only {everything} patches")
+            return [(share, share) for share in _shares(self.tokens, num_images)]
+        shares = _shares(self.max_tokens or everything, num_images)
+        return [(1, min(share, num_patches)) for share in shares]
+
+
+def _shares(total: int, parts: int) -> Sequence[int]:
+    return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 @dataclass(frozen=True)

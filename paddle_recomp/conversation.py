@@ -1,4 +1,4 @@
-"""Conversations: a picture is seen once, and every further question decides which of its visual
+"""Conversations: pictures are seen once, and every further question decides which of their visual
 tokens the language model gets to see."""
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from paddle_recomp.errors import ConfigError, StateError
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.continued import Continued
 from paddle_recomp.llm.prompts import check_room, num_positions, splice
-from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, render, spoken
+from paddle_recomp.preprocess import (
+    LanguageTokenizer,
+    Turn,
+    check_question,
+    render,
+    spoken,
+)
 from paddle_recomp.types import Answer, AnswerStream, Compressed, Timing
 
 Mode = Literal["recompress", "append", "keep"]
@@ -53,8 +59,8 @@ class _Past:
     """What the language model has read and said, IMAGE_TOKEN for each block."""
     blocks: tuple[np.ndarray, ...] = ()
     """Visual tokens [M, D], in their order in the conversation."""
-    patches: frozenset[int] = frozenset()
-    """Those that are in the blocks as tokens of their own."""
+    patches: tuple[frozenset[int], ...] = ()
+    """Of each picture those that are in the blocks as tokens of their own."""
     prompt: VisualPrompt | None = None
     """Of the last question."""
     state: State | None = None
@@ -62,9 +68,9 @@ class _Past:
 
 
 class Conversation:
-    """Questions about one picture, each with the dialogue so far in front of it.
+    """Questions about one or more pictures, or none, each with the dialogue so far in front of it.
 
-    - `recompress`: the picture's tokens at the beginning of the dialogue are chosen anew for the
+    - `recompress`: the pictures' tokens at the beginning of the dialogue are chosen anew for the
       question, and the language model reads everything again.
     - `append`: the KV cache stays. In front of the question stand only the patches that it
       recovers and that no earlier question brought in; the tokens that sum up other patches come
@@ -75,10 +81,12 @@ class Conversation:
     never asked: the conversation is what it was before, at the price of a longer prefill for the
     next question."""
 
-    def __init__(self, speaker: Speaker, image: SeenImage, mode: Mode = DEFAULT_MODE) -> None:
+    def __init__(
+        self, speaker: Speaker, images: Sequence[SeenImage], mode: Mode = DEFAULT_MODE
+    ) -> None:
         """Raises: ConfigError for an unknown mode."""
         check_mode(mode)
-        self.image, self.mode = image, mode
+        self.images, self.mode = tuple(images), mode
         self._speaker = speaker
         self._past = _Past()
 
@@ -98,8 +106,9 @@ class Conversation:
         budget: TokenBudget | None = None,
         generation: GenerationConfig | None = None,
     ) -> Answer:
-        """Answers the next question. `Answer.compressed` is the picture compressed for it, in
-        mode `keep` for the first one; `Answer.prefilled` counts what was not in the KV cache.
+        """Answers the next question. `Answer.compressed` are the pictures compressed for it, in
+        mode `keep` for the first one; `Answer.prefilled` counts what was not in the KV cache. Only
+        the first question may have places, `<image>`, for the pictures.
 
         Raises: QuestionError, ConfigError (budget), ContextLengthError; StateError when another
         question was asked before the answer ended."""
@@ -124,7 +133,7 @@ class Conversation:
     ) -> Iterator[str]:
         start = time.perf_counter()
         before, model = self._past, self._speaker.language_model
-        after = self._asked(check_question(question), budget)
+        after = self._asked(question, budget)
         assert after.prompt is not None
         check_room(model, after.ids, after.blocks, generation.max_new_tokens)
 
@@ -143,24 +152,25 @@ class Conversation:
 
     def _asked(self, question: str, budget: TokenBudget) -> _Past:
         """The conversation with another question in it."""
-        past = self._past
-        first, keeps_cache = not past.turns, self.mode != "recompress"
+        past, first = self._past, not self._past.turns
+        question = check_question(question, len(self.images) if first else 0)
         if past.prompt is not None and self.mode == "keep":
             prompt = replace(past.prompt, timing=Timing())
         else:
             encoder = self._speaker.encoder
-            (prompt,) = encoder.compress([self.image], [question], budget)
-        compressed = prompt.compressed
+            (prompt,) = encoder.compress([self.images], [question], [budget])
+        blocks = tuple(one.tokens[0] for one in prompt.compressed)
         if first:
-            added = [compressed.tokens[0]]
+            added = blocks
         elif self.mode == "append":
-            added = _not_among(past.patches, compressed)
+            added = _recovered(past.patches, prompt.compressed)
         else:
-            added = []
+            added = ()
         turns = (*past.turns, Turn(question, images=len(added)))
         whole = self._encode(render(self._speaker.encoder.template, turns))
-        if first or not keeps_cache:
-            return _Past(turns, whole, (compressed.tokens[0],), frozenset(), prompt)
+        if first or self.mode == "recompress":
+            nothing = (frozenset[int](),) * len(blocks)
+            return _Past(turns, whole, blocks, nothing, prompt)
         return _Past(
             turns=turns,
             ids=(*past.ids, *self._continuation(past.turns, whole)),
@@ -180,7 +190,11 @@ class Conversation:
             unanswered, whole = render(template, asked.turns), spoken(template, turns)
             said = _behind(self._encode(unanswered), self._encode(whole))
         ids = (*asked.ids, *said)
-        new = asked.prompt.compressed.index[0] if asked.prompt is not None else []
+        assert asked.prompt is not None
+        patches = tuple(
+            known | _kept(one)
+            for known, one in zip(asked.patches, asked.prompt.compressed, strict=True)
+        )
         # But they may be in the cache, which cannot go back.
         fits = int(state.lengths[0]) <= num_positions(ids, asked.blocks)
         fits = fits and tuple(said) == answer.token_ids[: len(said)]
@@ -188,7 +202,7 @@ class Conversation:
             asked,
             turns=turns,
             ids=ids,
-            patches=asked.patches | {int(patch) for patch in new if patch >= 0},
+            patches=patches,
             state=state if fits and self.mode != "recompress" else None,
         )
 
@@ -217,8 +231,18 @@ def _behind(known: Sequence[int], whole: Sequence[int]) -> Sequence[int]:
     return whole[same:]
 
 
-def _not_among(patches: frozenset[int], compressed: Compressed) -> list[np.ndarray]:
-    """The tokens [M, D] of kept patches that are not among these, none where there are none."""
-    index = compressed.index[0]
-    new = (index >= 0) & ~np.isin(index, list(patches))
-    return [compressed.tokens[0][new]] if new.any() else []
+def _kept(compressed: Compressed) -> frozenset[int]:
+    """The patches that have a token of their own."""
+    return frozenset(int(patch) for patch in compressed.index[0] if patch >= 0)
+
+
+def _recovered(
+    patches: Sequence[frozenset[int]], pictures: Sequence[Compressed]
+) -> tuple[np.ndarray, ...]:
+    """Of each picture the tokens [M, D] of kept patches that are not among these; a picture that
+    has none is left out."""
+    blocks = []
+    for known, one in zip(patches, pictures, strict=True):
+        new = np.isin(one.index[0], list(_kept(one) - known))
+        blocks += [one.tokens[0][new]] if new.any() else []
+    return tuple(blocks)

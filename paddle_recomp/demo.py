@@ -62,7 +62,9 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     for number, (asked, answer, seen) in enumerate(answers, start=1):
         path = output / f"{number}-{asked.picture.stem}.png"
         processor = vlm.encoder.image_processor
-        drawn = draw_answer(seen.picture, answer.compressed, processor, asked.question, answer.text)
+        drawn = draw_answer(
+            [seen.picture], answer.compressed, processor, asked.question, answer.text
+        )
         drawn.save(path)
         console.print(f"overlay: {path}", markup=False, soft_wrap=True)
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,12 @@ from paddle_recomp.preprocess import (
     first_line,
     load_image,
     render,
+    without_images,
 )
 from paddle_recomp.types import Compressed, Timing
 
 ImageLike = Image.Image | str | Path
+"""A picture, or the file that it is in."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,20 @@ class VisualPrompt:
     """A question with the visual tokens that it needs, ready to be spliced together."""
 
     text: str
-    """The prompt, with a placeholder where the picture goes."""
-    compressed: Compressed
-    """numpy, B = 1; `tokens` are the embeddings [1, M, D] for the language model."""
+    """The prompt, with a placeholder where each picture goes."""
+    compressed: tuple[Compressed, ...]
+    """Each picture: numpy, B = 1; `tokens` are the embeddings [1, M, D] for the language model."""
     timing: Timing
     """Of the text tower and the compressor."""
+
+
+Images = SeenImage | ImageLike | Sequence[SeenImage | ImageLike]
+"""The pictures of a question: one, several, or none (an empty sequence)."""
+
+
+def listed(images: Images) -> Sequence[SeenImage | ImageLike]:
+    """The pictures of a question, one by one."""
+    return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else images
 
 
 class ImageEncoder:
@@ -85,6 +97,8 @@ class ImageEncoder:
         """Runs the vision tower over a batch of pictures; each is charged its share of the time.
 
         Raises: ImageError, FeatureError."""
+        if not images:
+            return []
         start = time.perf_counter()
         pictures = [load_image(image) for image in images]
         outputs = self.backend.run("vision", {"pixel_values": self.image_processor(pictures)})
@@ -99,23 +113,59 @@ class ImageEncoder:
             for i, picture in enumerate(pictures)
         ]
 
+    def see_all(self, images: Images) -> tuple[SeenImage, ...]:
+        """The pictures of a question, in one pass over those that were not seen before.
+
+        Raises: as `see`."""
+        given = listed(images)
+        new = iter(self.see([image for image in given if not isinstance(image, SeenImage)]))
+        return tuple(image if isinstance(image, SeenImage) else next(new) for image in given)
+
     def compress(
         self,
-        images: Sequence[SeenImage],
+        images: Sequence[SeenImage | Sequence[SeenImage]],
         questions: Sequence[str],
         budgets: TokenBudget | Sequence[TokenBudget],
     ) -> list[VisualPrompt]:
-        """Compresses each picture for its question, in one pass; the times are the batch's.
+        """Compresses the picture or pictures of each question for it, all in one pass; the times
+        are the batch's.
 
         Raises: QuestionError, ConfigError (budget), FeatureError."""
         if len(images) != len(questions) or not questions:
-            raise QuestionError(f"{len(images)} pictures for {len(questions)} questions")
-        questions = [check_question(question) for question in questions]
-        prompts = [render(self.template, [Turn(question, images=1)]) for question in questions]
+            raise QuestionError(f"pictures for {len(images)} of {len(questions)} questions")
+        pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
+        counts = [len(some) for some in pictures]
+        questions = [check_question(q, count) for q, count in zip(questions, counts, strict=True)]
+        prompts = [
+            render(self.template, [Turn(question, images=count)])
+            for question, count in zip(questions, counts, strict=True)
+        ]
         if isinstance(budgets, TokenBudget):
             budgets = [budgets] * len(questions)
-        bounds = [b.bounds(seen.num_patches) for b, seen in zip(budgets, images, strict=True)]
+        bounds = [
+            pair
+            for budget, some in zip(budgets, pictures, strict=True)
+            for pair in (budget.bounds(some[0].num_patches, len(some)) if some else [])
+        ]
+        seen = [image for some in pictures for image in some]
+        compressed, timing = self._compress(seen, questions, prompts, counts, bounds)
+        parts = iter(compressed)
+        return [
+            VisualPrompt(prompt, tuple(islice(parts, count)), timing)
+            for prompt, count in zip(prompts, counts, strict=True)
+        ]
 
+    def _compress(
+        self,
+        images: Sequence[SeenImage],
+        questions: Sequence[str],
+        prompts: Sequence[str],
+        counts: Sequence[int],
+        bounds: Sequence[tuple[int, int]],
+    ) -> tuple[list[Compressed], Timing]:
+        """All pictures of all questions, of which question i has the next `counts[i]`."""
+        if not images:
+            return [], Timing()
         start = time.perf_counter()
         text_embeds = self._text_embeds(questions, prompts)
         text_done = time.perf_counter()
@@ -126,16 +176,16 @@ class ImageEncoder:
                     name: np.concatenate([seen.features[name] for seen in images])
                     for name in images[0].features
                 },
-                "text_embeds": text_embeds,
+                "text_embeds": np.repeat(text_embeds, counts, axis=0),
                 "token_bounds": np.array(bounds, dtype=np.int64),
             },
         )
         timing = Timing(text=text_done - start, compress=time.perf_counter() - text_done)
-        return [VisualPrompt(prompt, _one(outputs, i), timing) for i, prompt in enumerate(prompts)]
+        return [_one(outputs, i) for i in range(len(images))], timing
 
     def _text_embeds(self, questions: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
         """What CLIP makes of what it is given to read: [B, P]."""
-        texts = list(questions)
+        texts = [without_images(question) for question in questions]
         if self.config.question_source == "prompt_first_line":
             texts = [first_line(prompt) for prompt in prompts]
         ids, truncated = self.tokenizer.encode(texts, self.question_positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import PARTS, Checkpoint
-from paddle_recomp.types import Answer, Timing
+from paddle_recomp.types import Answer, Compressed, Timing, num_patches, stage_counts
 
 STEPS = {
     "vision": "vision tower",
@@ -37,6 +37,8 @@ def working(console: Console, what: str) -> Iterator[None]:
 def token_line(answer: Answer) -> str:
     """Visual tokens by stage, as one line."""
     stages = ", ".join(f"{count} {stage}" for stage, count in answer.stage_counts.items())
+    if not answer.compressed:
+        return "no picture"
     if answer.num_visual_tokens == answer.num_patches:
         stages = "no compression"
     return f"{answer.num_visual_tokens} of {answer.num_patches} visual tokens: {stages}"
@@ -54,25 +56,31 @@ def print_answer(console: Console, answer: Answer) -> None:
         console.print(line, style="dim", markup=False, soft_wrap=True)
 
 
-def answer_dict(image: Path, question: str, answer: Answer, warnings: list[str]) -> dict[str, Any]:
+def answer_dict(
+    images: Sequence[Path], question: str, answer: Answer, warnings: list[str]
+) -> dict[str, Any]:
     """An answer as plain data; times in milliseconds."""
     return {
-        "image": str(image),
+        "images": [
+            {"file": str(image), **_visual_tokens(one)}
+            for image, one in zip(images, answer.compressed, strict=True)
+        ],
         "question": question,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "token_ids": list(answer.token_ids),
         "logprobs": [round(logprob, 6) for logprob in answer.logprobs],
-        "visual_tokens": {
-            "kept": answer.num_visual_tokens,
-            "of": answer.num_patches,
-            **answer.stage_counts,
-        },
+        "visual_tokens": _visual_tokens(*answer.compressed),
         "timing_ms": {
             key: round(seconds * 1e3, 3) for key, seconds in asdict(answer.timing).items()
         },
         "warnings": warnings,
     }
+
+
+def _visual_tokens(*pictures: Compressed) -> dict[str, int]:
+    counts = stage_counts(*pictures)
+    return {"kept": sum(counts.values()), "of": num_patches(*pictures), **counts}
 
 
 def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:

@@ -16,17 +16,20 @@ from paddle_recomp.conversation import (
     Mode,
     check_mode,
 )
-from paddle_recomp.encoder import ImageEncoder, ImageLike, SeenImage, VisualPrompt
+from paddle_recomp.encoder import ImageEncoder, ImageLike, Images, SeenImage, VisualPrompt, listed
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
 from paddle_recomp.llm.prompts import check_room, splice
 from paddle_recomp.preprocess import LanguageTokenizer, check_question
-from paddle_recomp.types import Answer, AnswerStream, Timing, stage_counts
+from paddle_recomp.types import Answer, AnswerStream, Timing, num_patches, stage_counts
 
 
 class VLM:
-    """A vision-language model that recompresses its picture for every question."""
+    """A vision-language model that recompresses its pictures for every question.
+
+    Where a method takes `images`, that is one picture, several, or none: an empty sequence. They
+    stand in front of the question, unless it has a place, `<image>`, for each of them."""
 
     def __init__(
         self, encoder: ImageEncoder, language_model: LanguageModel, tokenizer: LanguageTokenizer
@@ -43,46 +46,47 @@ class VLM:
 
     def ask(
         self,
-        image: SeenImage | ImageLike,
+        images: Images,
         question: str,
         budget: TokenBudget | None = None,
         generation: GenerationConfig | None = None,
     ) -> Answer:
-        """Answers a question about a picture from the visual tokens that the question needs.
+        """Answers a question about pictures from the visual tokens that the question needs.
 
         Raises: ImageError, QuestionError, ConfigError (budget), ContextLengthError."""
-        return self.stream(image, question, budget, generation).finish()
+        return self.stream(images, question, budget, generation).finish()
 
     def stream(
         self,
-        image: SeenImage | ImageLike,
+        images: Images,
         question: str,
         budget: TokenBudget | None = None,
         generation: GenerationConfig | None = None,
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
-        return AnswerStream(partial(self._answer, image, question, budget, generation))
+        return AnswerStream(partial(self._answer, images, question, budget, generation))
 
-    def chat(self, image: SeenImage | ImageLike, mode: Mode = DEFAULT_MODE) -> Conversation:
-        """Begins a conversation about a picture; see `Conversation`.
+    def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
+        """Begins a conversation about pictures; see `Conversation`.
 
         Raises: ImageError, FeatureError, ConfigError (mode)."""
         check_mode(mode)
-        seen = image if isinstance(image, SeenImage) else self.see(image)
-        return Conversation(self, seen, mode)
+        return Conversation(self, self.encoder.see_all(images), mode)
 
     def ask_batch(
         self,
-        images: Sequence[SeenImage],
+        images: Sequence[Images],
         questions: Sequence[str],
         budgets: TokenBudget | Sequence[TokenBudget] | None = None,
         generation: GenerationConfig | None = None,
     ) -> list[Answer]:
-        """Answers one question for each picture in one pass; the times are those of the batch.
+        """Answers several questions in one pass, each with its pictures (`images[i]`); the times
+        are those of the batch.
 
-        Raises: as `ask`; QuestionError when the numbers of pictures and questions differ."""
-        prompts = self.encoder.compress(images, questions, budgets or TokenBudget())
+        Raises: as `ask`; QuestionError when there are not pictures for each question."""
+        seen = [self.encoder.see_all(some) for some in images]
+        prompts = self.encoder.compress(seen, questions, budgets or TokenBudget())
         return self.answer(prompts, generation)
 
     def answer(
@@ -105,19 +109,20 @@ class VLM:
 
     def _answer(
         self,
-        image: SeenImage | ImageLike,
+        images: Images,
         question: str,
         budget: TokenBudget,
         generation: GenerationConfig,
         stream: AnswerStream,
     ) -> Iterator[str]:
+        given = listed(images)
         # Cheap checks first: the vision tower is the expensive part.
-        check_question(question)
+        check_question(question, len(given))
         start = time.perf_counter()
-        seen = image if isinstance(image, SeenImage) else self.see(image)
+        seen = self.encoder.see_all(given)
+        vision = sum(s.seconds for s, image in zip(seen, given, strict=True) if s is not image)
         (prompt,) = self.encoder.compress([seen], [question], budget)
         embeds = self._splice(prompt, generation)
-        vision = 0.0 if seen is image else seen.seconds
         model = self.language_model
         yield from self.speak(stream, model, prompt, embeds, generation, start, vision)
 
@@ -132,7 +137,7 @@ class VLM:
         vision: float = 0.0,
     ) -> Iterator[str]:
         """The pieces of an answer to the embeddings [T, D] that a prompt became; leaves the answer
-        in the stream. `start` is the time of the question, `vision` the part of it that the picture
+        in the stream. `start` is the time of the question, `vision` the part of it that seeing
         took.
 
         Raises: ContextLengthError."""
@@ -155,8 +160,9 @@ class VLM:
         return [Draft(self.tokenizer.stream(), ends, generation) for _ in range(count)]
 
     def _splice(self, prompt: VisualPrompt, generation: GenerationConfig) -> np.ndarray:
-        """The embeddings [T, D] of a prompt, visual tokens where it names the picture."""
-        ids, blocks = self.tokenizer.encode(prompt.text), [prompt.compressed.tokens[0]]
+        """The embeddings [T, D] of a prompt, visual tokens where it names a picture."""
+        ids = self.tokenizer.encode(prompt.text)
+        blocks = [one.tokens[0] for one in prompt.compressed]
         check_room(self.language_model, ids, blocks, generation.max_new_tokens)
         return splice(self.language_model, ids, blocks)
 
@@ -180,8 +186,8 @@ class VLM:
         return Answer(
             text=draft.text.strip(),
             token_ids=tuple(draft.token_ids),
-            stage_counts=stage_counts(prompt.compressed),
-            num_patches=int(prompt.compressed.owner.shape[1]),
+            stage_counts=stage_counts(*prompt.compressed),
+            num_patches=num_patches(*prompt.compressed),
             timing=timing,
             compressed=prompt.compressed,
             finish_reason=draft.finish_reason or "cancelled",

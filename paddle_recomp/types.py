@@ -52,15 +52,23 @@ class Compressed(NamedTuple):
     """[B, M] int64: the patch at the centre of a merged token, −1 elsewhere."""
 
 
-def stage_counts(compressed: Compressed) -> dict[str, int]:
+def stage_counts(*pictures: Compressed) -> dict[str, int]:
     """Visual tokens by stage, of numpy arrays with B = 1: visual, text, merged, rest."""
     stages = (Stage.VISUAL, Stage.TEXT, Stage.MERGED, Stage.REST)
-    return {stage.name.lower(): int((compressed.stage == stage).sum()) for stage in stages}
+    return {
+        stage.name.lower(): sum(int((one.stage == stage).sum()) for one in pictures)
+        for stage in stages
+    }
+
+
+def num_patches(*pictures: Compressed) -> int:
+    """Patches of pictures, kept or not."""
+    return sum(int(one.owner.shape[1]) for one in pictures)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds spent in each step of one answer; `vision` is 0 when the image was seen before."""
+    """Seconds spent in each step of one answer; `vision` is 0 where no picture was new."""
 
     vision: float = 0.0
     text: float = 0.0
@@ -84,17 +92,19 @@ class Answer:
     token_ids: tuple[int, ...]
     """What was generated, without a token that ends the text; tokens of a stop text are there."""
     stage_counts: dict[str, int]
-    """Visual tokens by stage: visual, text, merged, rest."""
+    """Visual tokens of all pictures by stage: visual, text, merged, rest."""
     num_patches: int
+    """Patches of all pictures."""
     timing: Timing
-    compressed: Compressed
-    """Provenance as numpy arrays with B = 1; `tokens` are the embeddings for the language model."""
+    compressed: tuple[Compressed, ...]
+    """Provenance of each picture as numpy arrays with B = 1; `tokens` are the embeddings for the
+    language model."""
     finish_reason: FinishReason
     logprobs: tuple[float, ...]
     """Of each of `token_ids`: its natural log-probability in the language model's own distribution,
     whatever the temperature, the penalty and the cuts were."""
     prefilled: int = 0
-    """Positions, of words and of the picture, that went through the language model before the
+    """Positions, of words and of pictures, that went through the language model before the
     first token."""
 
     @property

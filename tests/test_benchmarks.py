@@ -149,7 +149,7 @@ def test_a_random_checkpoint_is_one_that_people_have(tmp_path: Path) -> None:
     seen = encoder.see([Image.new("RGB", (64, 48))])
     assert seen[0].num_patches == 16
     (prompt,) = encoder.compress(seen, ["what is it?"], TokenBudget(tokens=5))
-    assert prompt.compressed.tokens.shape == (1, 5, 16)
+    assert prompt.compressed[0].tokens.shape == (1, 5, 16)
 
 
 def test_a_random_checkpoint_repeats_by_its_seed(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The picture of an answer: which patches were kept, for which reason, and what became of the
 others."""
 
+from collections.abc import Sequence
+
 from PIL import Image
 
-from paddle_recomp.explain.page import draw_overlay
+from paddle_recomp.explain.page import beside, draw_overlay
 from paddle_recomp.preprocess import ImageProcessor, crop_box
 from paddle_recomp.types import Compressed, stage_counts
 
@@ -11,13 +13,17 @@ __all__ = ["draw_answer", "draw_overlay", "stage_counts"]
 
 
 def draw_answer(
-    picture: Image.Image,
-    compressed: Compressed,
+    pictures: Sequence[Image.Image],
+    compressed: Sequence[Compressed],
     processor: ImageProcessor,
     question: str,
     answer: str | None = None,
 ) -> Image.Image:
-    """`draw_overlay` for a picture that the processor prepared: CLIP's grid is a square one."""
-    side = int(compressed.owner.shape[1] ** 0.5)
-    box = crop_box(picture.size, processor)
-    return draw_overlay(picture, compressed, (side, side), box, question, answer)
+    """`draw_overlay` for each picture that the processor prepared, side by side: CLIP's grid is a
+    square one."""
+    pages = []
+    for picture, one in zip(pictures, compressed, strict=True):
+        side = int(one.owner.shape[1] ** 0.5)
+        box = crop_box(picture.size, processor)
+        pages.append(draw_overlay(picture, one, (side, side), box, question, answer))
+    return beside(pages)

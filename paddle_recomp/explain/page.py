@@ -75,6 +75,18 @@ def draw_overlay(
     return page
 
 
+def beside(pages: Sequence[Image.Image]) -> Image.Image:
+    """Pages, at least one, from left to right on one sheet."""
+    if len(pages) == 1:
+        return pages[0]
+    size = (sum(page.width for page in pages), max(page.height for page in pages))
+    sheet, left = Image.new("RGB", size, PAPER), 0
+    for page in pages:
+        sheet.paste(page, (left, 0))
+        left += page.width
+    return sheet
+
+
 def _load_font(path: str | os.PathLike[str] | None) -> Font:
     if path is None:
         return ImageFont.load_default(28)

@@ -34,11 +34,16 @@ def check_room(
     model: LanguageModel, ids: Sequence[int], blocks: Sequence[np.ndarray], max_new_tokens: int
 ) -> None:
     """Raises: ContextLengthError when prompt and answer may together exceed the language model's
-    context."""
+    context; it says how many visual tokens would fit."""
     positions = num_positions(ids, blocks)
     words = len(ids) - len(blocks)
-    if positions + max_new_tokens > model.context:
-        raise ContextLengthError(
-            f"the prompt has {words} tokens of text and {positions - words} of the picture, the "
-            f"answer may take {max_new_tokens}; the language model's context is {model.context}"
-        )
+    if positions + max_new_tokens <= model.context:
+        return
+    room = model.context - words - max_new_tokens
+    fits = f"at most {room} visual tokens would fit"
+    if room < len(blocks) or not blocks:
+        fits = "the text has to be shorter, or the answer"
+    raise ContextLengthError(
+        f"the prompt has {words} tokens of text and {positions - words} visual tokens, the answer "
+        f"may take {max_new_tokens}; the language model's context is {model.context}: {fits}"
+    )

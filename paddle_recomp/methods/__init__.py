@@ -51,5 +51,5 @@ def compress(
     batch, size = vision.visual_score.shape
     bounds = (budget or TokenBudget()).bounds(size)
     return get_method(config.method)(
-        vision, text_embeds, paddle.to_tensor([bounds] * batch, dtype="int64"), config
+        vision, text_embeds, paddle.to_tensor(bounds * batch, dtype="int64"), config
     )

@@ -15,6 +15,7 @@ from paddle_recomp.preprocess.prompts import (
     first_line,
     render,
     spoken,
+    without_images,
 )
 from paddle_recomp.preprocess.tokenizers import (
     IMAGE_TOKEN,
@@ -40,4 +41,5 @@ __all__ = [
     "load_image",
     "render",
     "spoken",
+    "without_images",
 ]

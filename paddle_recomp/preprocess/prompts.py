@@ -18,7 +18,8 @@ VICUNA_SYSTEM = (
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the answer to it (None while it is awaited) and how many pictures it brings."""
+    """A question, the answer to it (None while it is awaited) and how many pictures it brings.
+    They stand in front of the question, unless it has a place (`<image>`) for each."""
 
     question: str
     answer: str | None = None
@@ -77,26 +78,35 @@ def spoken(template: str, turns: Sequence[Turn]) -> str:
     return f"{prompt} {turns[-1].answer}".rstrip()
 
 
-def check_question(text: str) -> str:
+def check_question(text: str, num_images: int) -> str:
     """The question without the white space around it.
 
-    Raises: QuestionError when nothing is left, or when it holds the picture's placeholder."""
+    Raises: QuestionError when it has no words, or when it has places for pictures (`<image>`), but
+    not one for each of `num_images`."""
     question = text.strip()
-    if not question:
+    if not without_images(question):
         raise QuestionError("the question is empty")
-    if IMAGE_PLACEHOLDER in question:
+    places = question.count(IMAGE_PLACEHOLDER)
+    if places not in (0, num_images):
         raise QuestionError(
-            f"the question holds {IMAGE_PLACEHOLDER!r}, which is reserved for the picture's place"
+            f"the question's places for pictures ({IMAGE_PLACEHOLDER}): {places}, its pictures: "
+            f"{num_images}; expected one place for each, or none: then they stand in front of it"
         )
     return question
 
 
+def without_images(question: str) -> str:
+    """The words of a question, without the places of its pictures: what CLIP reads."""
+    return question.replace(IMAGE_PLACEHOLDER, " ").strip()
+
+
 def first_line(prompt: str) -> str:
-    """Line 0 of a prompt without the picture's placeholder: what CLIP reads in the public code.
+    """Line 0 of a prompt without the pictures' places: what CLIP reads in the public code.
 
     With `vicuna_v1` that is the system prompt and `USER:`, so the question is not in it."""
     return prompt.split("\n", 1)[0].replace(IMAGE_PLACEHOLDER, "").strip()
 
 
 def _with_images(turn: Turn) -> str:
-    return f"{IMAGE_PLACEHOLDER}\n" * turn.images + turn.question
+    places = turn.question.count(IMAGE_PLACEHOLDER)
+    return f"{IMAGE_PLACEHOLDER}\n" * (turn.images - places) + turn.question

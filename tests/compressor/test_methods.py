@@ -220,7 +220,7 @@ def test_bad_budgets_are_refused() -> None:
     ("ratio", "patches", "tokens"), [(0.125, 256, 32), (0.1, 576, 58), (1, 64, 64), (0.001, 64, 1)]
 )
 def test_a_ratio_is_a_number_of_tokens(ratio: float, patches: int, tokens: int) -> None:
-    assert TokenBudget(ratio=ratio).bounds(patches) == (tokens, tokens)
+    assert TokenBudget(ratio=ratio).bounds(patches) == [(tokens, tokens)]
 
 
 def test_unknown_names_are_refused() -> None:

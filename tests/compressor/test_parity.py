@@ -29,7 +29,7 @@ def run_case(name: str) -> tuple[dict[str, np.ndarray], Compressed]:
         paddle.to_tensor(golden["q_cls"]).unsqueeze(0), keys, 1, config.attention
     )
     text_score = paddle.to_tensor(golden["text_sim"]).unsqueeze(0)
-    bounds = paddle.to_tensor([TokenBudget().bounds(text_score.shape[1])])
+    bounds = paddle.to_tensor(TokenBudget().bounds(text_score.shape[1]))
     out = compress_by_scores(hidden[:, 1:], keys[:, 1:], score, text_score, bounds, config)
     return golden, Compressed(*(x.numpy()[0] for x in out))
 
@@ -119,7 +119,7 @@ def test_faithful_equals_a_loop_of_its_form(
     inputs = [paddle.to_tensor(x) for x in (features, keys, score, text_score)]
     loop = compress_by_loops(*inputs)
     f, k, v, t = (x.unsqueeze(0) for x in inputs)
-    bounds = paddle.to_tensor([TokenBudget().bounds(patches)])
+    bounds = paddle.to_tensor(TokenBudget().bounds(patches))
     batched = compress_by_scores(f, k, v, t, bounds, preset("faithful"))
     ours = Compressed(*(x.numpy()[0] for x in batched))
     assume(loop.visual or loop.text)  # ours keeps one token where the public code keeps none

@@ -97,7 +97,7 @@ def test_the_budget_is_chosen_at_run_time(
     name: str, backends: dict[str, Backend], inputs: dict[str, np.ndarray]
 ) -> None:
     def count(budget: TokenBudget) -> list[int]:
-        bounds = np.array([budget.bounds(64)] * 8, dtype=np.int64)
+        bounds = np.array(budget.bounds(64) * 8, dtype=np.int64)
         return (
             backends[name]
             .run("encoder", {**inputs, "token_bounds": bounds})["token_count"]

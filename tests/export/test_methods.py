@@ -63,7 +63,7 @@ def run_both(
     layer: Any, session: Any, vision: VisionFeatures, text: Any, budget: TokenBudget
 ) -> None:
     batch, size = vision.visual_score.shape
-    bounds = paddle.to_tensor([budget.bounds(size)] * batch, dtype="int64")
+    bounds = paddle.to_tensor(budget.bounds(size) * batch, dtype="int64")
     inputs = {**vision._asdict(), "text_embeds": text, "token_bounds": bounds}
     names = OUTPUTS["compress"]
     with paddle.no_grad():

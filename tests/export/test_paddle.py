@@ -391,5 +391,5 @@ def test_the_documented_program_gives_what_the_runner_gives(
     subprocess.run([*command, str(tmp_path / "inputs.npz"), str(tmp_path / "out.npy")], check=True)
     found = np.load(tmp_path / "out.npy")
     (prompt,) = encoder.compress(encoder.see([picture]), [QUESTION], TokenBudget())
-    expected = prompt.compressed.tokens
+    expected = prompt.compressed[0].tokens
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -9,7 +9,15 @@ import pytest
 
 from paddle_recomp.errors import ConfigError, QuestionError
 from paddle_recomp.loading import demo_folder
-from paddle_recomp.preprocess import TEMPLATES, Turn, check_question, first_line, render, spoken
+from paddle_recomp.preprocess import (
+    TEMPLATES,
+    Turn,
+    check_question,
+    first_line,
+    render,
+    spoken,
+    without_images,
+)
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -81,13 +89,24 @@ def test_what_cannot_be_rendered() -> None:
             render(template, [FIRST, FIRST])
 
 
-def test_check_question() -> None:
-    assert check_question("  What is it?\n") == "What is it?"
-    for text in ("", " \n\t "):
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_check_question(images: int) -> None:
+    assert check_question("  What is it?\n", images) == "What is it?"
+    for text in ("", " \n\t ", "<image>" * images):
         with pytest.raises(QuestionError, match="empty"):
-            check_question(text)
-    with pytest.raises(QuestionError, match="'<image>', which is reserved"):
-        check_question("What is in <image>?")
+            check_question(text, images)
+    for places in {1, 2, 3, 4} - {images}:
+        with pytest.raises(QuestionError, match=rf": {places}, its pictures: {images};"):
+            check_question("Why <image>" * places, images)
+    text = "Is this <image> that?" * images + "Yes?"
+    assert check_question(text, images) == text
+
+
+def test_places_of_pictures() -> None:
+    asked = [Turn("Is <image> like <image>?", "No.", images=2), Turn("Why?", images=1)]
+    text = render("llava_hf", asked)
+    assert text == "USER: Is <image> like <image>? ASSISTANT: No. USER: <image>\nWhy? ASSISTANT:"
+    assert without_images("Is <image> like <image>?").split() == ["Is", "like", "?"]
 
 
 def test_first_line_is_the_system_prompt() -> None:

@@ -92,7 +92,7 @@ def test_same_weights_same_tokens(original: VLM) -> None:
     square = Image.effect_noise((224, 224), 80).convert("RGB")
     other = load_encoder(find_checkpoint("demo"), original.encoder.config)
     ours, theirs = (
-        encoder.compress(encoder.see([square]), [QUESTION], TokenBudget(tokens=24))[0].compressed
+        encoder.compress(encoder.see([square]), [QUESTION], TokenBudget(tokens=24))[0].compressed[0]
         for encoder in (original.encoder, other)
     )
     np.testing.assert_array_equal(ours.index, theirs.index)

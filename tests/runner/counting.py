@@ -1,0 +1,42 @@
+"""How often the encoder's graphs run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
+from paddle_recomp.encoder import ImageEncoder
+from paddle_recomp.runner import VLM
+
+
+class CountingBackend:
+    """Counts how often each graph runs, and checks the names that pass through."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.runs: Counter[str] = Counter()
+        self.images = 0
+
+    def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.runs[graph] += 1
+        self.images += len(inputs["pixel_values"]) if graph == "vision" else 0
+        assert set(inputs) == set(INPUTS[graph])
+        outputs = self.backend.run(graph, inputs)
+        assert tuple(outputs) == OUTPUTS[graph]
+        return outputs
+
+
+def counting(vlm: VLM) -> tuple[VLM, CountingBackend]:
+    """The same model behind a counter."""
+    backend, old = CountingBackend(vlm.encoder.backend), vlm.encoder
+    encoder = ImageEncoder(
+        backend,
+        old.image_processor,
+        old.tokenizer,
+        old.question_positions,
+        old.template,
+        old.config,
+    )
+    return VLM(encoder, vlm.language_model, vlm.tokenizer), backend
