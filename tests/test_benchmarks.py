@@ -47,7 +47,7 @@ def test_merged_tokens_are_no_part_of_the_overlap() -> None:
 
 def answer(text: str, kept: Compressed) -> Answer:
     counts = {"visual": int(kept.count[0])}
-    return Answer(text, (), counts, 8, Timing(), kept, "stop", ())
+    return Answer(text, (), counts, 8, Timing(), (kept,), "stop", ())
 
 
 def test_a_comparison_counts_what_each_side_answers_right() -> None:

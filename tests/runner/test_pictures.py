@@ -153,10 +153,10 @@ def test_too_much_for_the_context(vlm: VLM, seen: list[SeenImage]) -> None:
     with pytest.raises(ContextLengthError, match="the text has to be shorter, or the answer"):
         vlm.ask([], QUESTION, full, GenerationConfig(max_new_tokens=2048))
     words = answer.prefilled - room
-    for left, fits in ((2, "the text has to be shorter, or the answer"), (3, "at most 3 visual")):
+    for left, fits in ((8, "the text has to be shorter, or the answer"), (9, "at most 9 visual")):
         long = GenerationConfig(max_new_tokens=2048 - words - left)
         with pytest.raises(ContextLengthError, match=fits):
-            vlm.ask(seen, QUESTION, TokenBudget(tokens=4), long)
+            vlm.ask(many, QUESTION, TokenBudget(tokens=10), long)
 
 
 def test_places_that_do_not_fit_the_pictures(vlm: VLM, seen: list[SeenImage]) -> None:
