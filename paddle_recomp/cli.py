@@ -84,6 +84,12 @@ RatioOption = Annotated[
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", help="At most this many tokens.")
 ]
+TtftOption = Annotated[
+    float | None,
+    typer.Option(
+        "--ttft-ms", help="As many as let the answer begin in time; measures this machine once."
+    ),
+]
 FullOption = Annotated[bool, typer.Option("--full", help="All tokens: no compression.")]
 DeviceOption = Annotated[
     str,
@@ -145,6 +151,7 @@ def ask(
     tokens: TokensOption = None,
     ratio: RatioOption = None,
     max_tokens: MaxTokensOption = None,
+    ttft_ms: TtftOption = None,
     full: FullOption = False,
     overlay: Annotated[
         Path | None, typer.Option("--overlay", help="Draw what was kept into this PNG file.")
@@ -165,7 +172,7 @@ def ask(
     from paddle_recomp.loading import load
 
     config = config_from_options(preset_name, method, switches)
-    budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
+    budget = TokenBudget(tokens, max_tokens, full, ratio, ttft_ms)
     generation = GenerationConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -180,6 +187,9 @@ def ask(
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm, backend, precision)
+        if budget.ttft_ms is not None:
+            with working(console, "measuring this machine, once"):
+                vlm.latency()
         with working(console, "answering"):
             answer = vlm.ask(images, question, budget, generation)
     if as_json:

@@ -141,13 +141,15 @@ def preset(name: str, **options: Any) -> CompressionConfig:
 class TokenBudget:
     """How many tokens the pictures of a question may become: what the filter finds (no field set),
     at most `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest whole
-    token, at least one), or `full`: all of them, uncompressed. Several pictures share `tokens` and
+    token, at least one), as many as let the first token of the answer come within `ttft_ms`
+    milliseconds, or `full`: all of them, uncompressed. Several pictures share `tokens` and
     `max_tokens` equally."""
 
     tokens: int | None = None
     max_tokens: int | None = None
     full: bool = False
     ratio: float | None = None
+    ttft_ms: float | None = None
 
     def __post_init__(self) -> None:
         given = [field.name for field in fields(self) if getattr(self, field.name)]
@@ -161,13 +163,19 @@ class TokenBudget:
             isinstance(self.ratio, (int, float)) and self.ratio is not True and 0 < self.ratio <= 1
         ):
             raise ConfigError(f"ratio is {self.ratio!r}; expected above 0, up to 1")
+        if self.ttft_ms is not None and not (
+            _is_instance(self.ttft_ms, float) and 0 < self.ttft_ms < math.inf
+        ):
+            raise ConfigError(f"ttft_ms is {self.ttft_ms!r}; expected milliseconds above 0")
 
     def bounds(self, num_patches: int, num_images: int = 1) -> list[tuple[int, int]]:
         """The least and most tokens for each of the pictures of a question, of `num_patches` each;
         what cannot be shared equally goes to the first ones.
 
-        Raises: ConfigError when `tokens` asks for more tokens than there are patches, or there is
-        not one token for each picture."""
+        Raises: ConfigError when `tokens` asks for more tokens than there are patches, there is not
+        one token for each picture, or only a runner that knows its machine can tell (`ttft_ms`)."""
+        if self.ttft_ms is not None:
+            raise ConfigError("ttft_ms is for one question at a time, put to a VLM or its chat")
         everything, several = num_patches * num_images, f"{num_images} images"
         if self.full:
             return [(num_patches, num_patches)] * num_images

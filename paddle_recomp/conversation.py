@@ -3,7 +3,6 @@ tokens the language model gets to see."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +13,12 @@ import numpy as np
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.encoder import ImageEncoder, SeenImage, VisualPrompt
 from paddle_recomp.errors import ConfigError, StateError
+from paddle_recomp.latency import Deadline, LatencyProfile
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.continued import Continued
 from paddle_recomp.llm.prompts import check_room, num_positions, splice
 from paddle_recomp.preprocess import (
+    IMAGE_TOKEN,
     LanguageTokenizer,
     Turn,
     check_question,
@@ -36,6 +37,10 @@ class Speaker(Protocol):
     encoder: ImageEncoder
     language_model: LanguageModel
     tokenizer: LanguageTokenizer
+
+    def latency(self) -> LatencyProfile:
+        """See `VLM.latency`."""
+        ...
 
     def speak(
         self,
@@ -131,9 +136,10 @@ class Conversation:
         generation: GenerationConfig,
         stream: AnswerStream,
     ) -> Iterator[str]:
-        start = time.perf_counter()
+        deadline, words = Deadline(budget, self._speaker.latency), partial(self._words, question)
+        deadline.check(words, len(self.images))
         before, model = self._past, self._speaker.language_model
-        after = self._asked(question, budget)
+        after = self._asked(question, deadline.budget(words, self.images))
         assert after.prompt is not None
         check_room(model, after.ids, after.blocks, generation.max_new_tokens)
 
@@ -144,11 +150,25 @@ class Conversation:
         in_cache = 0 if after.state is None else int(after.state.lengths[0])
         speaking = Continued(model, after.state)
         rest = embeds[in_cache:]
-        yield from self._speaker.speak(stream, speaking, after.prompt, rest, generation, start)
+        yield from self._speaker.speak(
+            stream, speaking, after.prompt, rest, generation, deadline.start
+        )
         if stream.answer is not None and stream.answer.finish_reason != "cancelled":
             if self._past is not mine:
                 raise StateError("another question was asked before this answer ended")
             self._past = self._answered(after, stream.answer, speaking.state)
+
+    def _words(self, question: str) -> int:
+        """Positions to be read for a question besides the visual tokens that it brings in."""
+        past, again = self._past, self.mode == "recompress"
+        places = 0 if past.turns and again else len(self.images)
+        turns = (*past.turns, Turn(question, images=places))
+        whole = self._encode(render(self._speaker.encoder.template, turns))
+        words = len(whole) - whole.count(IMAGE_TOKEN)
+        if again:
+            return words
+        in_cache = 0 if past.state is None else int(past.state.lengths[0])
+        return words + self.num_visual_tokens - in_cache
 
     def _asked(self, question: str, budget: TokenBudget) -> _Past:
         """The conversation with another question in it."""

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
+import platformdirs
+
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.backends.cached import CachedBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
@@ -17,6 +19,7 @@ from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.encoder import ImageEncoder
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
+from paddle_recomp.machine import this_machine
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
 from paddle_recomp.runner import VLM
 
@@ -111,7 +114,8 @@ def load(
         # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
         provider = "cpu" if backend == "paddle" or device == "openvino" else device
         decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
-        return VLM(encoder, decoder, LanguageTokenizer.from_folder(found.llm_dir))
+        words = LanguageTokenizer.from_folder(found.llm_dir)
+        return VLM(encoder, decoder, words, _latency_file(found, device, backend, precision))
     if isinstance(found, Bundle):
         parts: tuple[str, ...] = PARTS[-1:]
         checkpoint = _language_checkpoint(found, llm, clip)
@@ -129,6 +133,7 @@ def load(
         encoder,
         PaddleLlama(checkpoint, llm_device, on_bytes),
         LanguageTokenizer.from_folder(llm_dir),
+        _latency_file(found, device, backend, precision),
     )
 
 
@@ -153,6 +158,17 @@ def _tower_checksum(model: Checkpoint | Bundle) -> str:
     decoder = () if model.decoder is None else (model.decoder.file, model.decoder.embed_tokens)
     files = sorted((n, i.sha256) for n, i in model.files.items() if not n.startswith(decoder))
     return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
+    """Where it is kept what a model takes here; another machine, or whatever runs it, has a file of
+    its own. Of a checkpoint only the shapes count, as they do for the time."""
+    if isinstance(model, Checkpoint):
+        about: object = asdict(model.spec)
+    else:
+        about = sorted((name, info.sha256) for name, info in model.files.items())
+    digest = hashlib.sha256(repr((about, run_by, this_machine())).encode()).hexdigest()
+    return platformdirs.user_cache_path("paddle_recomp") / "latency" / f"{digest[:32]}.json"
 
 
 def _language_checkpoint(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,11 +19,19 @@ from paddle_recomp.conversation import (
     check_mode,
 )
 from paddle_recomp.encoder import ImageEncoder, ImageLike, Images, SeenImage, VisualPrompt, listed
+from paddle_recomp.latency import (
+    Deadline,
+    LatencyProfile,
+    keep_profile,
+    measure,
+    read_profile,
+    warm_up,
+)
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
 from paddle_recomp.llm.prompts import check_room, splice
-from paddle_recomp.preprocess import LanguageTokenizer, check_question
+from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, render
 from paddle_recomp.types import Answer, AnswerStream, Timing, num_patches, stage_counts
 
 
@@ -32,11 +42,19 @@ class VLM:
     stand in front of the question, unless it has a place, `<image>`, for each of them."""
 
     def __init__(
-        self, encoder: ImageEncoder, language_model: LanguageModel, tokenizer: LanguageTokenizer
+        self,
+        encoder: ImageEncoder,
+        language_model: LanguageModel,
+        tokenizer: LanguageTokenizer,
+        latency_file: Path | None = None,
     ) -> None:
+        """`latency_file` is where `latency` is kept once it was measured."""
         self.encoder = encoder
         self.language_model = language_model
         self.tokenizer = tokenizer
+        self.latency_file = latency_file
+        self._latency: LatencyProfile | None = None
+        self._measuring = threading.Lock()
 
     def see(self, image: ImageLike) -> SeenImage:
         """Runs the vision tower on a picture, once for all questions.
@@ -66,6 +84,22 @@ class VLM:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
         return AnswerStream(partial(self._answer, images, question, budget, generation))
+
+    def latency(self) -> LatencyProfile:
+        """What this model takes on this machine: read from its file, or measured once, which takes
+        a while. Budgets with a `ttft_ms` need it."""
+        with self._measuring:
+            if self._latency is None:
+                file = self.latency_file
+                found = None if file is None else read_profile(file)
+                if found is not None:
+                    warm_up(self)
+                else:
+                    found = measure(self)
+                    if file is not None:
+                        keep_profile(found, file)
+                self._latency = found
+            return self._latency
 
     def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
         """Begins a conversation about pictures; see `Conversation`.
@@ -118,13 +152,14 @@ class VLM:
         given = listed(images)
         # Cheap checks first: the vision tower is the expensive part.
         check_question(question, len(given))
-        start = time.perf_counter()
+        deadline, words = Deadline(budget, self.latency), partial(self._words, question, len(given))
+        deadline.check(words, len(given), sum(not isinstance(one, SeenImage) for one in given))
         seen = self.encoder.see_all(given)
         vision = sum(s.seconds for s, image in zip(seen, given, strict=True) if s is not image)
-        (prompt,) = self.encoder.compress([seen], [question], budget)
+        (prompt,) = self.encoder.compress([seen], [question], deadline.budget(words, seen))
         embeds = self._splice(prompt, generation)
         model = self.language_model
-        yield from self.speak(stream, model, prompt, embeds, generation, start, vision)
+        yield from self.speak(stream, model, prompt, embeds, generation, deadline.start, vision)
 
     def speak(
         self,
@@ -158,6 +193,11 @@ class VLM:
     def _drafts(self, count: int, generation: GenerationConfig) -> list[Draft]:
         ends = self.tokenizer.eos_token_ids
         return [Draft(self.tokenizer.stream(), ends, generation) for _ in range(count)]
+
+    def _words(self, question: str, num_images: int) -> int:
+        """Positions of a prompt besides its visual tokens."""
+        prompt = render(self.encoder.template, [Turn(question, images=num_images)])
+        return len(self.tokenizer.encode(prompt)) - num_images
 
     def _splice(self, prompt: VisualPrompt, generation: GenerationConfig) -> np.ndarray:
         """The embeddings [T, D] of a prompt, visual tokens where it names a picture."""

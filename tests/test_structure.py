@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"explain", "reports", "loading"},
     {"runner"},
     {"conversation"},
+    {"latency"},
     {"encoder"},
     {"llm", "backends.eager", "backends.onnx", "backends.paddle_inference", "backends.cached"},
     {"bundle"},
@@ -28,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"clip"},
     {"methods"},
     {"ops", "checkpoint", "preprocess"},
-    {"config", "types", "cache"},
+    {"config", "types", "cache", "machine"},
     {"errors"},
 ]
 HEAVY = ("paddle", "paddlenlp")

@@ -1,0 +1,205 @@
+"""How long this machine takes until the first token, and how many visual tokens fit a target."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.encoder import Images, SeenImage
+from paddle_recomp.errors import ConfigError, RecompWarning
+from paddle_recomp.types import Answer
+
+REPEATS = 5
+"""Of each measurement the slowest counts: a target is to be met, not met on average."""
+PIECES = 16
+"""Token counts are measured at 1 and at N/16, N/8, … N."""
+QUESTION = "what is in the picture?"
+_ONE_TOKEN = GenerationConfig(max_new_tokens=1)
+
+Points = tuple[tuple[int, float], ...]
+"""Counts, ascending, with the seconds that each takes, ascending too."""
+
+
+@dataclass(frozen=True)
+class LatencyProfile:
+    """Seconds that a model takes on a machine for each step up to the first token."""
+
+    vision: float
+    """Seeing a picture."""
+    compress: Points
+    """Everything between seeing and the language model, by the tokens that a picture becomes."""
+    prefill: Points
+    """By positions, of words and of pictures."""
+
+    def __post_init__(self) -> None:
+        for points in (self.compress, self.prefill):
+            counts, seconds = zip(*points, strict=True)
+            if not (0 < self.vision < np.inf and seconds[0] > 0 and seconds[-1] < np.inf):
+                raise ValueError("times are not positive")
+            if list(counts) != sorted(set(counts)) or list(seconds) != sorted(seconds):
+                raise ValueError("times do not rise with the counts")
+
+    def first_token(self, tokens: int, words: int, images: int) -> float:
+        """Seconds from seen pictures to the first token, where `tokens` are shared by `images`
+        and `words` positions are read besides."""
+        compress = images * _seconds(self.compress, tokens / images)
+        return compress + _seconds(self.prefill, words + tokens)
+
+    def tokens_within(self, seconds: float, words: int, images: int, num_patches: int) -> int:
+        """The most tokens that `images` of `num_patches` can become in that time; at least one
+        each, whatever that takes."""
+        choices = range(images, images * num_patches + 1)
+        fit = bisect_right(choices, seconds, key=lambda n: self.first_token(n, words, images))
+        return choices[max(fit - 1, 0)]
+
+    def check_target(self, ttft_ms: float, words: int, images: int, new_images: int = 0) -> None:
+        """Raises: ConfigError when the target is shorter than what one token for each picture
+        takes, with seeing the `new_images` among them."""
+        seeing = new_images * self.vision * 1e3
+        reading = self.first_token(images, words, images) * 1e3
+        if ttft_ms < seeing + reading:
+            raise ConfigError(
+                f"ttft_ms is {ttft_ms:g}; on this machine the first token of the answer takes at "
+                f"least {seeing + reading:.1f} ms: {seeing:.1f} for seeing {new_images} pictures, "
+                f"{reading:.1f} for {words} positions of text and one token of each picture"
+            )
+
+
+class Deadline:
+    """When a question was asked, and the tokens that it may be answered from: where its budget is a
+    time, as many as fit what is left of it."""
+
+    def __init__(self, budget: TokenBudget, latency: Callable[[], LatencyProfile]) -> None:
+        """The clock starts here, behind `latency`, which is asked for a time only."""
+        self._budget = budget
+        self._latency = None if budget.ttft_ms is None else latency()
+        self.start = time.perf_counter()
+
+    def check(self, words: Callable[[], int], images: int, new_images: int = 0) -> None:
+        """Raises: ConfigError as `LatencyProfile.check_target`."""
+        if self._latency is not None and self._budget.ttft_ms is not None and images:
+            self._latency.check_target(self._budget.ttft_ms, words(), images, new_images)
+
+    def budget(self, words: Callable[[], int], images: Sequence[SeenImage]) -> TokenBudget:
+        """For pictures that are seen by now, beside so many positions of words."""
+        if self._latency is None or self._budget.ttft_ms is None or not images:
+            return self._budget
+        left = self._budget.ttft_ms / 1e3 - (time.perf_counter() - self.start)
+        num_patches = images[0].num_patches
+        tokens = self._latency.tokens_within(left, words(), len(images), num_patches)
+        return TokenBudget(tokens=tokens)
+
+
+def _seconds(points: Points, count: float) -> float:
+    """On straight lines between the points, of which the last one goes on."""
+    xs, ys = zip(*points, strict=True)
+    if count <= xs[-1] or len(xs) == 1:
+        return float(np.interp(count, xs, ys))
+    slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
+    return float(ys[-1] + slope * (count - xs[-1]))
+
+
+class Asked(Protocol):
+    """What is measured: a `VLM`."""
+
+    def see(self, image: Image.Image) -> SeenImage:
+        """See `VLM.see`."""
+        ...
+
+    def ask(
+        self, images: Images, question: str, budget: TokenBudget, generation: GenerationConfig
+    ) -> Answer:
+        """See `VLM.ask`."""
+        ...
+
+
+def warm_up(model: Asked) -> SeenImage:
+    """A picture that was asked about: the first run of a kernel pays for its set-up."""
+    seen = model.see(_noise(0))
+    for budget in (TokenBudget(full=True), TokenBudget(tokens=1)):
+        model.ask(seen, QUESTION, budget, _ONE_TOKEN)
+    return seen
+
+
+def measure(
+    model: Asked, on_step: Callable[[int, int], None] = lambda done, total: None
+) -> LatencyProfile:
+    """Sees pictures of noise and asks about them; `on_step` hears the steps done and their total.
+
+    Takes a minute and a half for a 7B model in int4 on two cores, a second for the demo."""
+    seen = warm_up(model)
+    # Another picture each time, in case the model remembers them.
+    vision = max(model.see(_noise(number)).seconds for number in range(1, REPEATS + 1))
+    counts = token_counts(seen.num_patches)
+    compress, prefill = [], []
+    for step, count in enumerate(counts):
+        on_step(step, len(counts))
+        answers = [
+            model.ask(seen, QUESTION, TokenBudget(tokens=count), _ONE_TOKEN) for _ in range(REPEATS)
+        ]
+        timings = [answer.timing for answer in answers]
+        compress.append((count, max(one.first_token - one.prefill for one in timings)))
+        prefill.append((answers[0].prefilled, max(one.prefill for one in timings)))
+    on_step(len(counts), len(counts))
+    return LatencyProfile(vision, _rising(compress), _rising(prefill))
+
+
+def token_counts(num_patches: int) -> list[int]:
+    """Where a model is measured: 1, N/16, N/8, N/4, N/2, N."""
+    parts = [num_patches * 2**i // PIECES for i in range(PIECES.bit_length())]
+    return sorted({1, *(part for part in parts if part)})
+
+
+def _rising(points: Sequence[tuple[int, float]]) -> Points:
+    """What is more cannot be faster, except by noise."""
+    slowest = np.maximum.accumulate([seconds for _, seconds in points])
+    return tuple((count, float(most)) for (count, _), most in zip(points, slowest, strict=True))
+
+
+def _noise(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def read_profile(path: Path) -> LatencyProfile | None:
+    """A profile that was kept; None where there is none, or, with a warning, where the file is not
+    one."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        points = {
+            name: tuple((int(count), float(seconds)) for count, seconds in content[name])
+            for name in ("compress", "prefill")
+        }
+        if set(content) != {field.name for field in fields(LatencyProfile)}:
+            raise ValueError("its fields are others")
+        return LatencyProfile(float(content["vision"]), **points)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path} is no latency profile ({error}); the machine is measured again"
+        warnings.warn(message, RecompWarning, stacklevel=3)
+        return None
+
+
+def keep_profile(profile: LatencyProfile, path: Path) -> None:
+    """Writes a profile; a disk that cannot be written is a warning."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name first: no reader ever meets half a file.
+        part.write_text(json.dumps(asdict(profile), indent=2), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror}); the next process measures again"
+        warnings.warn(message, RecompWarning, stacklevel=3)
