@@ -203,8 +203,7 @@ def _bundle_encoder(
         else:
             which, remedy = str(bundle.folder), "export it again"
         raise ConfigError(
-            f"{which} was exported with {name}={exported[name]}; for "
-            f"{name}={asked[name]}, {remedy}"
+            f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
         )
     runs = _bundle_backend(bundle, device, backend, precision)
     for folder in ("clip/", "llm/"):
