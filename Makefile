@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format train-demo clean
+.PHONY: demo demo-bundle test test-slow lint format train-demo clean
 
 BUNDLE := build/demo-int8
 demo: $(READY)
 	$(BIN)/python -m export --model demo --precision int8 --out $(BUNDLE)
 	$(BIN)/python -m export verify $(BUNDLE) --model demo --quiet
 	$(BIN)/recomp demo --model $(BUNDLE) --tokens 32
+
+# What `recomp ask` answers with when no other model is named.
+PACKAGED := paddle_recomp/assets/demo/bundle
+demo-bundle: $(READY)
+	$(BIN)/python -m export --model demo --precision int8 --out $(PACKAGED)
+	$(BIN)/python -m export verify $(PACKAGED) --model demo --quiet
 
 test: lint
 	$(BIN)/python -m pytest
@@ -43,6 +49,7 @@ train-demo: $(TRAIN)/.ready
 	for stage in clip check llava export evaluate pictures; do \
 		$(TRAIN)/bin/python -m training $$stage || exit 1; \
 	done
+	$(MAKE) demo-bundle
 
 clean:
 	rm -rf $(VENV) $(TRAIN) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,7 +21,7 @@ from export.decoder.write import write_decoder
 from paddle_recomp.bundle import DECODER_PRECISIONS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.loading import find_checkpoint, load
+from paddle_recomp.loading import DEMO_CHECKPOINT, find_checkpoint, load
 from paddle_recomp.runner import VLM
 
 BUDGETS = {
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=270)
     options = parser.parse_args()
-    eager, checkpoint = load("demo"), find_checkpoint("demo")
+    eager, checkpoint = load(DEMO_CHECKPOINT), find_checkpoint(DEMO_CHECKPOINT)
     models = {}
     with tempfile.TemporaryDirectory() as folder:
         for precision in DECODER_PRECISIONS:

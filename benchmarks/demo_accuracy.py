@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.comparing import FRACTIONS
 from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
-from paddle_recomp.loading import find_checkpoint, load, load_encoder
+from paddle_recomp.loading import DEMO_CHECKPOINT, find_checkpoint, load, load_encoder
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
 
@@ -197,7 +197,7 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
 def main() -> None:
     """Runs the comparison, then the ablation, and writes both as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default=DEMO_CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=260)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-ablation", action="store_true")

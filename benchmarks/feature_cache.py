@@ -25,7 +25,7 @@ from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.cache import FeatureCache
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.encoder import ImageEncoder, SeenImage
-from paddle_recomp.loading import find, load_encoder
+from paddle_recomp.loading import DEMO_CHECKPOINT, find, load_encoder
 
 BUDGETS = {"dynamic": TokenBudget(), "32 tokens": TokenBudget(tokens=32)}
 ARRAYS = OUTPUTS["vision"]
@@ -86,7 +86,7 @@ def print_times(console: Console, model: str, pictures: list[Image.Image]) -> No
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default=DEMO_CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=40)
     options = parser.parse_args()
     console, items = Console(highlight=False), draw_items(options.scenes)

@@ -28,7 +28,7 @@ from paddle_recomp.errors import ConfigError, MissingDependencyError
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="A checkpoint folder, or `demo`: the embedded model.")
+    str, typer.Option("--model", help="A checkpoint folder, or `demo`: the embedded one.")
 ]
 
 

@@ -31,7 +31,7 @@ from paddle_recomp.bundle import DECODER_PRECISIONS, PRECISIONS, Bundle, open_bu
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.loading import DEMO, find_checkpoint, image_processor
+from paddle_recomp.loading import DEMO, DEMO_CHECKPOINT, find_checkpoint, image_processor
 from paddle_recomp.methods import get_method
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 
@@ -115,7 +115,8 @@ def export(
     # Whatever the small files lack is found before the minutes of work, not after.
     tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
     LanguageTokenizer.from_folder(checkpoint.model_dir)
-    name = DEMO if str(model) == DEMO else checkpoint.model_dir.resolve().name
+    embedded = str(model) in (DEMO, DEMO_CHECKPOINT)
+    name = DEMO if embedded else checkpoint.model_dir.resolve().name
     manifest = describe(checkpoint, name, config, precision, operators)
     if decoder != NO_DECODER:
         manifest["decoder"] = describe_decoder(checkpoint, decoder)

@@ -57,7 +57,11 @@ QuestionArgument = Annotated[
 ]
 ModelOption = Annotated[
     str,
-    typer.Option("--model", help="A checkpoint or bundle folder, or `demo`: the embedded model."),
+    typer.Option(
+        "--model",
+        help="A checkpoint or bundle folder; `demo`: the embedded bundle; `demo-checkpoint`: what "
+        "it was exported from, in Paddle.",
+    ),
 ]
 ClipOption = Annotated[
     Path | None, typer.Option("--clip", help="The CLIP folder; default: MODEL/clip.")

@@ -24,29 +24,41 @@ from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageToke
 from paddle_recomp.runner import VLM
 
 DEMO = "demo"
+"""The embedded model: its bundle where something runs it, its checkpoint where a checkpoint is
+asked for."""
+DEMO_CHECKPOINT = "demo-checkpoint"
+"""Its checkpoint, also where a bundle could be run."""
 BACKENDS = ("onnx", "paddle")
 """What runs a bundle: ONNX Runtime, Paddle Inference."""
 
 
 def demo_folder() -> Path:
-    """The folder of the embedded demo model."""
+    """The folder of the embedded model: `llava` and `clip` are its checkpoint."""
     return Path(str(resources.files("paddle_recomp"))) / "assets" / "demo"
 
 
+def demo_bundle_folder() -> Path:
+    """What `make demo-bundle` exported from it."""
+    return demo_folder() / "bundle"
+
+
 def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkpoint:
-    """Opens a checkpoint folder, or the embedded model when `model` is `demo`.
+    """Opens a checkpoint folder, or that of the embedded model by either of its names.
 
     Raises: CheckpointNotFoundError, CheckpointError."""
-    if str(model) == DEMO:
+    if str(model) in (DEMO, DEMO_CHECKPOINT):
         return open_checkpoint(demo_folder() / "llava", demo_folder() / "clip")
     return open_checkpoint(Path(model), None if clip is None else Path(clip))
 
 
 def find(model: str | Path, clip: str | Path | None = None) -> Checkpoint | Bundle:
-    """Opens what the folder is: a bundle if it has a recomp.json, else a checkpoint.
+    """Opens what the folder is: a bundle if it has a recomp.json, else a checkpoint. `demo` is the
+    embedded bundle, `demo-checkpoint` what it was exported from.
 
     Raises: as `find_checkpoint` and `open_bundle`."""
-    if str(model) != DEMO and (Path(model) / MANIFEST).is_file():
+    if str(model) == DEMO:
+        return open_bundle(demo_bundle_folder())
+    if str(model) != DEMO_CHECKPOINT and (Path(model) / MANIFEST).is_file():
         return open_bundle(Path(model))
     return find_checkpoint(model, clip)
 
@@ -202,9 +214,12 @@ def _bundle_encoder(
     if config is not None and config != bundle.config:
         exported, asked = asdict(bundle.config), asdict(config)
         name = next(name for name in asked if asked[name] != exported[name])
+        if bundle.folder == demo_bundle_folder():
+            which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
+        else:
+            which, remedy = str(bundle.folder), "export it again"
         raise ConfigError(
-            f"{bundle.folder} was exported with {name}={exported[name]}; for {asked[name]}, "
-            "export it again"
+            f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
         )
     runs = _bundle_backend(bundle, device, backend, precision)
     for folder in ("clip/", "llm/"):

@@ -50,9 +50,12 @@ def timing_line(timing: Timing) -> str:
 
 
 def print_answer(console: Console, answer: Answer) -> None:
-    """The answer, and under it what it cost."""
+    """The answer, and under it whether it was cut, and what it cost."""
     console.print(answer.text, markup=False)
-    for line in (token_line(answer), timing_line(answer.timing)):
+    lines = [token_line(answer), timing_line(answer.timing)]
+    if answer.finish_reason == "length":
+        lines.insert(0, f"cut at the longest answer: --max-new-tokens {len(answer.token_ids)}")
+    for line in lines:
         console.print(line, style="dim", markup=False, soft_wrap=True)
 
 

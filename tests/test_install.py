@@ -3,53 +3,84 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from export.build import export
+from paddle_recomp.bundle import open_bundle
 from paddle_recomp.demo import demo_pictures
+from paddle_recomp.loading import demo_bundle_folder, demo_folder
 
 ROOT = Path(__file__).parents[1]
+HEAVY = ("paddle", "paddlenlp", "torch", "transformers", "onnx", "paddle2onnx")
 
 
-def install(folder: Path, what: str) -> tuple[Path, str]:
-    """The programs of a new environment, and what is installed in it."""
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources alone: a `build` folder of an older version would lend its files."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "paddle_recomp", folder / "paddle_recomp", ignore=ignored)
+    return folder
+
+
+def environment(folder: Path, *what: str) -> Path:
+    """The programs of a new environment with something installed in it."""
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     tools = folder / "venv" / "bin"
-    subprocess.run([tools / "pip", "install", "-q", what], check=True)
-    command = [str(tools / "pip"), "list", "--format=freeze"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return tools, done.stdout.lower()
+    subprocess.run([tools / "pip", "install", "-q", *what], check=True)
+    return tools
 
 
-@pytest.mark.slow
-def test_light_install_reads_checkpoints_without_paddle(tmp_path: Path) -> None:
-    tools, installed = install(tmp_path, str(ROOT))
-    for heavy in ("paddlepaddle", "paddlenlp", "torch", "transformers", "onnx", "onnxruntime"):
-        assert f"{heavy}==" not in installed
-    # From another folder, so that the checkout cannot stand in for what was installed.
+def importable(tools: Path, folder: Path) -> list[str]:
+    """Those of HEAVY that the environment has."""
+    code = f"import importlib.util as u; print(*(n for n in {HEAVY} if u.find_spec(n)))"
     done = subprocess.run(
-        [tools / "recomp", "info", "demo"], cwd=tmp_path, capture_output=True, text=True
+        [tools / "python", "-c", code], cwd=folder, check=True, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert "256" in done.stdout
+    return done.stdout.split()
 
 
 @pytest.mark.slow
-def test_the_onnx_extra_answers_from_a_bundle(tmp_path: Path) -> None:
-    bundle = export("demo", tmp_path / "bundle").folder
-    tools, installed = install(tmp_path, f"{ROOT}[onnx]")
-    for heavy in ("paddlepaddle", "paddlenlp", "torch", "transformers", "onnx"):
-        assert f"{heavy}==" not in installed
+def test_the_light_install_answers_without_paddle(source: Path, tmp_path: Path) -> None:
+    tools = environment(tmp_path, str(source))
+    assert importable(tools, tmp_path) == []
+
+    def recomp(*arguments: str | Path) -> str:
+        # From another folder, so that no checkout can stand in for what was installed.
+        done = subprocess.run(
+            [tools / "recomp", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     (asked, *_), *_ = demo_pictures().values()
-    done = subprocess.run(
-        [tools / "recomp", "ask", asked.picture, asked.question, "--model", bundle, "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["answer"] == asked.expected
+    answered = recomp("ask", asked.picture, asked.question, "--json")
+    assert json.loads(answered)["answer"] == asked.expected
+    recomp("explain", asked.picture, asked.question)
+    assert (tmp_path / "explain.png").is_file()
+    assert "int8" in recomp("info")
+    assert "vision tower" in recomp("info", "demo-checkpoint")
+
+
+@pytest.mark.slow
+def test_the_demo_is_in_the_sdist_and_in_the_wheel_made_of_it(source: Path, tmp_path: Path) -> None:
+    tools = environment(tmp_path, "setuptools>=77")
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([tools / "python", "-c", code], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    options = ["-q", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([tools / "pip", "wheel", *options, archive], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "unpacked")
+    assets = tmp_path / "unpacked" / "paddle_recomp" / "assets" / "demo"
+    open_bundle(assets / demo_bundle_folder().name).verify()
+    for path in demo_folder().rglob("*"):
+        assert (assets / path.relative_to(demo_folder())).exists(), path

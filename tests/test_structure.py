@@ -109,6 +109,13 @@ def test_the_library_knows_nothing_of_the_tools_around_it(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & tools
 
 
+@pytest.mark.parametrize("module", ["paddle_recomp", "paddle_recomp.cli", "paddle_recomp.loading"])
+def test_onnxruntime_is_loaded_when_a_bundle_is(module: str) -> None:
+    code = f"import sys, {module}; print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -14,7 +14,7 @@ try:
     import onnxruntime
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
-        "a bundle needs onnxruntime, which is not installed: pip install 'paddle-recomp[onnx]'"
+        "a bundle needs onnxruntime, which is not installed: pip install onnxruntime"
     ) from error
 
 PROVIDERS = {

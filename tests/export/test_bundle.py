@@ -16,7 +16,7 @@ from paddle_recomp.cli import main
 from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget
 from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
-from paddle_recomp.loading import find, find_checkpoint, load, load_encoder
+from paddle_recomp.loading import demo_folder, find, find_checkpoint, load, load_encoder
 from tests.hiding import recomp_without
 
 from .conftest import edit
@@ -98,7 +98,7 @@ def test_not_found_is_also_file_not_found(copy: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_known_by_what_is_in_it(demo_bundle: Bundle) -> None:
     assert isinstance(find(demo_bundle.folder), Bundle)
-    assert not isinstance(find("demo"), Bundle)
+    assert not isinstance(find(demo_folder() / "llava", demo_folder() / "clip"), Bundle)
 
 
 def test_the_configuration_of_a_bundle_is_fixed(demo_bundle: Bundle) -> None:
@@ -115,11 +115,11 @@ def test_the_language_model_has_to_be_the_right_one(demo_bundle: Bundle, copy: P
     with pytest.raises(BundleError, match="another checkpoint"):
         load(copy)
     with pytest.raises(ConfigError, match="its own language model"):
-        load("demo", llm=demo_bundle.folder)
+        load("demo-checkpoint", llm=demo_bundle.folder)
 
 
 def test_a_bundle_answers_as_its_checkpoint_does(demo_bundle: Bundle, picture: Path) -> None:
-    bundle, eager = load(demo_bundle.folder), load("demo")
+    bundle, eager = load(demo_bundle.folder), load("demo-checkpoint")
     for budget in (TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)):
         for question in (QUESTION, "where is the circle?"):
             found = bundle.ask(
@@ -133,7 +133,7 @@ def test_a_bundle_answers_as_its_checkpoint_does(demo_bundle: Bundle, picture: P
 
 
 def test_the_demos_questions_get_the_same_answers(demo_bundle: Bundle) -> None:
-    bundle, eager = load(demo_bundle.folder), load("demo")
+    bundle, eager = load(demo_bundle.folder), load("demo-checkpoint")
     asked = [question for questions in demo_pictures().values() for question in questions]
     questions = [item.question for item in asked]
     for budget in (TokenBudget(), TokenBudget(tokens=32)):
@@ -162,14 +162,14 @@ def test_the_light_install_runs_a_bundle(
     assert recomp("info", str(demo_bundle.folder)).returncode == 0
     asked = recomp("ask", str(picture), QUESTION, *model, "--json")
     assert asked.returncode == 0, asked.stderr
-    assert json.loads(asked.stdout)["answer"] == load("demo").ask(picture, QUESTION).text
+    assert json.loads(asked.stdout)["answer"] == load("demo-checkpoint").ask(picture, QUESTION).text
     edit(copy, decoder=None)
     refused = recomp("ask", str(picture), QUESTION, "--model", str(copy))
     assert refused.returncode == 2
     assert "paddle-recomp[paddle]" in refused.stderr
 
 
-def test_without_onnxruntime_the_extra_is_named(demo_bundle: Bundle, picture: Path) -> None:
+def test_without_onnxruntime_it_is_named(demo_bundle: Bundle, picture: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from paddle_recomp.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -179,7 +179,7 @@ def test_without_onnxruntime_the_extra_is_named(demo_bundle: Bundle, picture: Pa
         [*command, str(demo_bundle.folder)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "paddle-recomp[onnx]" in done.stderr
+    assert "pip install onnxruntime" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

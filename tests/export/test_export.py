@@ -31,7 +31,7 @@ from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.errors import BundleError, CheckpointNotFoundError, ConfigError
-from paddle_recomp.loading import find_checkpoint
+from paddle_recomp.loading import DEMO_CHECKPOINT, find_checkpoint
 
 from .conftest import graphs_of
 
@@ -48,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_input_gives_the_same_bytes(demo_bundle: Bundle, tmp_path: Path) -> None:
-    again = export("demo", tmp_path / "elsewhere" / "again")
+    again = export(DEMO_CHECKPOINT, tmp_path / "elsewhere" / "again")
     assert content(again.folder) == content(demo_bundle.folder)
     text = (again.folder / MANIFEST).read_text()
     assert str(tmp_path) not in text

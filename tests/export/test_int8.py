@@ -22,7 +22,7 @@ from export.verify import compare_kept, verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.demo import demo_pictures
-from paddle_recomp.loading import load_encoder
+from paddle_recomp.loading import demo_bundle_folder, load_encoder
 
 from .conftest import edit, graphs_of
 from .test_export import content
@@ -46,6 +46,24 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def kinds(folder: Path, graph: str) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / f"{graph}.onnx").graph.node)
+
+
+@pytest.mark.parametrize("graph", ["vision", "text", "compress", "encoder", "decoder"])
+def test_the_packaged_bundle_is_what_an_export_writes(
+    graph: str, bundles: dict[str, Bundle]
+) -> None:
+    """Where it is not: `make demo-bundle`."""
+    packaged, again = (
+        onnx.load(folder / f"{graph}.onnx").graph
+        for folder in (demo_bundle_folder(), bundles["dynamic"].folder)
+    )
+    assert list(packaged.node) == list(again.node)
+    for found, expected in zip(packaged.initializer, again.initializer, strict=True):
+        assert found.name == expected.name
+        values, wanted = (numpy_helper.to_array(tensor) for tensor in (found, expected))
+        assert values.dtype == wanted.dtype
+        # Constants folded on another processor may be rounded otherwise.
+        np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])

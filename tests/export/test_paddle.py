@@ -29,7 +29,7 @@ from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
 from paddle_recomp.cli import main
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError
-from paddle_recomp.loading import demo_folder, find_checkpoint, load_encoder
+from paddle_recomp.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_encoder
 from tests.hiding import recomp_without
 
 from .conftest import edit
@@ -282,7 +282,8 @@ def test_ask_gives_the_eager_answer(
     paddle_bundle: Bundle, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = []
-    for options in ([], ["--model", str(paddle_bundle.folder), "--backend", "paddle"]):
+    bundle = ["--model", str(paddle_bundle.folder), "--backend", "paddle"]
+    for options in (["--model", DEMO_CHECKPOINT], bundle):
         assert main(["ask", str(picture), QUESTION, "--json", *options]) == 0
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0]["answer"] == answers[1]["answer"]
@@ -296,7 +297,7 @@ def test_ask_gives_the_eager_answer(
         (["--model", "{bundle}", "--backend", "paddle", "--precision", "int4"], "fp32, bf16"),
         (["--model", "{bundle}", "--precision", "bf16"], "backend paddle"),
         (["--model", "{bundle}", "--backend", "paddle", "--device", "cuda"], "available: cpu"),
-        (["--backend", "paddle"], "eager Paddle"),
+        (["--model", DEMO_CHECKPOINT, "--backend", "paddle"], "eager Paddle"),
     ],
 )
 def test_the_command_refuses_in_one_line(

@@ -14,7 +14,7 @@ from paddle_recomp.runner import VLM
 
 @pytest.fixture(scope="session")
 def vlm() -> VLM:
-    return load("demo")
+    return load("demo-checkpoint")
 
 
 @pytest.fixture

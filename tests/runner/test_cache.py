@@ -250,7 +250,7 @@ def test_the_file_of_a_picture_outlives_the_process(tmp_path: Path) -> None:
     Image.open(picture).save(copy)
     folder = tmp_path / "cache"
     first = load_encoder(find_checkpoint("demo"), cache=FeatureCache(folder=folder)).see([picture])
-    vlm = load("demo", cache=FeatureCache(folder=folder))
+    vlm = load("demo-checkpoint", cache=FeatureCache(folder=folder))
     assert isinstance(vlm.encoder.backend, CachedBackend)
     vlm.encoder.backend.backend = None  # type: ignore[assignment]
     (again,) = vlm.encoder.see([load_image(copy)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import pytest
 from PIL import Image
 
 from paddle_recomp.cli import main
-from paddle_recomp.loading import demo_folder
-from tests.hiding import recomp_without
+from paddle_recomp.loading import DEMO, DEMO_CHECKPOINT, demo_folder
 
 QUESTION = "what digit is red?"
+CHECKPOINT = ("--model", DEMO_CHECKPOINT)
 
 
 @pytest.fixture
@@ -52,7 +51,8 @@ def bad(tmp_path: Path) -> Path:
         (["ask", "{bad}/bomb.png", QUESTION], "20000"),
         (["ask", "{bad}/folder", QUESTION], "folder"),
         (["ask", "{ok}", "  "], "empty"),
-        (["ask", "{ok}", QUESTION, "--method", "magic"], "magic"),
+        (["ask", "{ok}", QUESTION, "--method", "magic"], "demo-checkpoint"),
+        (["ask", "{ok}", QUESTION, *CHECKPOINT, "--method", "magic"], "uniform"),
         (["ask", "{ok}", QUESTION, "--preset", "paper"], "faithful"),
         (["ask", "{ok}", QUESTION, "--frobnicate"], "--frobnicate"),
         (["ask", "{ok}", QUESTION, "--set", "attention=sideways"], "concat"),
@@ -66,7 +66,10 @@ def bad(tmp_path: Path) -> Path:
         (["ask", "{ok}", QUESTION, "--temperature", "-1"], "temperature"),
         (["ask", "{ok}", QUESTION, "--top-p", "0.9"], "temperature 0"),
         (["ask", "{ok}", QUESTION, "--stop", ""], "stop"),
-        (["ask", "{ok}", QUESTION, "--device", "gpu:9"], "cpu"),
+        (["ask", "{ok}", QUESTION, "--device", "gpu:9"], "installed: cpu"),
+        (["ask", "{ok}", QUESTION, *CHECKPOINT, "--device", "gpu:9"], "available: cpu"),
+        (["ask", "{ok}", QUESTION, "--backend", "paddle"], "--paddle"),
+        (["ask", "{ok}", QUESTION, *CHECKPOINT, "--backend", "onnx"], "eager Paddle"),
         (["ask", "{ok}", QUESTION, "--model", "{bad}/nothing"], "nothing"),
         (["ask", "{ok}", QUESTION, "--model", "{bad}/folder"], "config.json"),
         (["ask", "{ok}", QUESTION, "--overlay", "{bad}/no/where.png"], "no folder"),
@@ -100,12 +103,13 @@ def test_bad_input_is_one_line(
     assert says in lines[0]
 
 
+@pytest.mark.parametrize("model", [DEMO, DEMO_CHECKPOINT])
 def test_ask_prints_answer_tokens_and_times(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overlay = tmp_path / "overlay.png"
     arguments = ["ask", str(picture), QUESTION, "--tokens", "20", "--overlay", str(overlay)]
-    assert main(arguments) == 0
+    assert main([*arguments, "--model", model]) == 0
     answer, tokens, times = capsys.readouterr().out.splitlines()
     assert answer.strip()
     assert tokens.startswith("20 of 256 visual tokens: ")
@@ -113,6 +117,15 @@ def test_ask_prints_answer_tokens_and_times(
         assert step in times
     with Image.open(overlay) as drawn:
         assert drawn.width >= 800
+
+
+def test_ask_says_when_the_answer_was_cut(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", str(picture), QUESTION, "--max-new-tokens", "1"]) == 0
+    _, cut, tokens, _ = capsys.readouterr().out.splitlines()
+    assert cut == "cut at the longest answer: --max-new-tokens 1"
+    assert "of 256 visual tokens" in tokens
 
 
 def test_ask_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,9 +165,11 @@ def test_a_long_question_is_a_warning_not_an_error(
     assert len(json.loads(captured.out)["warnings"]) == 1
 
 
-def test_explain_writes_the_overlay_alone(picture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [DEMO, DEMO_CHECKPOINT])
+def test_explain_writes_the_overlay_alone(model: str, picture: Path, tmp_path: Path) -> None:
     output = tmp_path / "explained.png"
-    assert main(["explain", str(picture), QUESTION, "--output", str(output)]) == 0
+    arguments = ["explain", str(picture), QUESTION, "--output", str(output)]
+    assert main([*arguments, "--model", model]) == 0
     assert output.stat().st_size > 1000
 
 
@@ -177,11 +192,13 @@ def test_every_mode_of_picture_is_answered(
 
 
 def test_info_needs_no_paddle(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "demo"]) == 0
+    assert main(["info", DEMO]) == 0
+    assert "vision.onnx" in capsys.readouterr().out
+    assert main(["info", DEMO_CHECKPOINT]) == 0
     out = capsys.readouterr().out
     assert "256" in out
     assert "vision tower" in out
-    assert main(["info", "demo", "--json"]) == 0
+    assert main(["info", DEMO_CHECKPOINT, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"]["vision_tower"]["num_layers"] > 0
 
 
@@ -203,17 +220,3 @@ def test_a_checkpoint_with_a_missing_key_is_named(
     assert main(["ask", str(picture), QUESTION, "--model", str(model)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "norm.weight" in line
-
-
-def test_without_paddle_info_works_and_ask_says_what_to_install(picture: Path) -> None:
-    """What `pip install .` without extras gives: paddle is hidden from the process."""
-    hidden = ("paddle", "paddlenlp")
-
-    def recomp(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return recomp_without(hidden, *arguments)
-
-    assert recomp("info", "demo").returncode == 0
-    asked = recomp("ask", str(picture), QUESTION)
-    assert asked.returncode == 2
-    assert "paddle-recomp[paddle]" in asked.stderr
-    assert len(asked.stderr.splitlines()) == 1

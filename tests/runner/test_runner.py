@@ -108,7 +108,7 @@ def test_impossible_budgets_and_devices(vlm: VLM, picture: Path) -> None:
         vlm.ask(picture, QUESTIONS[0], TokenBudget(tokens=300))
     for device in ("gpu:7", "tpu", "gpu:x"):
         with pytest.raises(DeviceError, match="available: cpu"):
-            load("demo", device=device)
+            load("demo-checkpoint", device=device)
 
 
 def test_broken_weights_are_noticed(vlm: VLM, picture: Path) -> None:
