@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from paddle_recomp.demo import demo_pictures
 from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.latency import (
+    Deadline,
     LatencyProfile,
     Points,
     keep_profile,
@@ -69,6 +71,7 @@ def test_lines_between_what_was_measured() -> None:
     assert SLOW.first_token(100, 10, 1) == pytest.approx(100 + 1100), "the last line goes on"
     flat = LatencyProfile(1.0, ((1, 2.0),), ((7, 3.0),))
     assert flat.first_token(200, 10, 1) == 5
+    assert flat.first_token(200, 10, 2) == 7, "each picture has a compressor's time"
 
 
 @pytest.fixture
@@ -167,6 +170,15 @@ def test_the_clock_runs_while_the_picture_is_seen(
     budget = TokenBudget(ttft_ms=budget.ttft_ms + 110_000)
     answer = vlm.ask(next(iter(demo_pictures())), QUESTION, budget, SHORT)
     assert answer.num_visual_tokens == 50, "110 seconds are ten tokens more"
+
+
+def test_only_what_is_left_of_the_time_counts() -> None:
+    budget = target(40, words=10)
+    for passed, tokens in ((0, 40), (33, 37), (10_000, 1)):
+        deadline = Deadline(budget, lambda: SLOW)
+        deadline.start -= passed
+        seen = SimpleNamespace(num_patches=256)
+        assert deadline.budget(lambda: 10, [seen]) == TokenBudget(tokens=tokens)  # type: ignore[list-item]
 
 
 def test_measured_once_and_kept(vlm: VLM, tmp_path: Path) -> None:
