@@ -89,7 +89,7 @@ def main() -> None:
     # Not the kept one: profile and asks belong to one sitting.
     vlm.latency_file = None
     start = time.perf_counter()
-    profile = vlm.latency()
+    profile = vlm.latency().profile
     console.print(f"{this_machine()}\nmeasured in {time.perf_counter() - start:.1f} s: {profile}")
     answer = vlm.ask(Image.fromarray(items[0].scene.image), items[0].question.question)
     words = answer.prefilled - answer.num_visual_tokens

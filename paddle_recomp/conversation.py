@@ -13,7 +13,7 @@ import numpy as np
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.encoder import ImageEncoder, SeenImage, VisualPrompt
 from paddle_recomp.errors import ConfigError, StateError
-from paddle_recomp.latency import Deadline, LatencyProfile
+from paddle_recomp.latency import Deadline, Latency
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.continued import Continued
 from paddle_recomp.llm.prompts import check_room, num_positions, splice
@@ -38,7 +38,7 @@ class Speaker(Protocol):
     language_model: LanguageModel
     tokenizer: LanguageTokenizer
 
-    def latency(self) -> LatencyProfile:
+    def latency(self) -> Latency:
         """See `VLM.latency`."""
         ...
 
@@ -153,6 +153,7 @@ class Conversation:
         yield from self._speaker.speak(
             stream, speaking, after.prompt, rest, generation, deadline.start
         )
+        deadline.note(stream.answer)
         if stream.answer is not None and stream.answer.finish_reason != "cancelled":
             if self._past is not mine:
                 raise StateError("another question was asked before this answer ended")

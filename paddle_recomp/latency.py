@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import warnings
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,6 +29,8 @@ median is made longer by the ratio to the median that this share of all runs sta
 PIECES = 16
 """Token counts are measured at 1 and at N/16, N/8, … N."""
 QUESTION = "what is in the picture?"
+_REMEMBERED = 32
+"""Questions that tell how fast the machine is now."""
 _ONE_TOKEN = GenerationConfig(max_new_tokens=1)
 
 Points = tuple[tuple[int, float], ...]
@@ -78,11 +82,34 @@ class LatencyProfile:
             )
 
 
+class Latency:
+    """A profile, corrected by how the last questions went: a machine is not always as fast as when
+    it was measured. Threads may share it."""
+
+    def __init__(self, profile: LatencyProfile) -> None:
+        self.profile = profile
+        self._ratios = deque([1.0], maxlen=_REMEMBERED)
+        self._lock = threading.Lock()
+
+    def pace(self) -> float:
+        """How many times as long as in the profile it takes now, all but surely."""
+        with self._lock:
+            return float(np.quantile(self._ratios, SURE))
+
+    def note(self, answer: Answer) -> None:
+        """Compares how long the first token of an answer to pictures took."""
+        tokens, images = answer.num_visual_tokens, len(answer.compressed)
+        expected = self.profile.first_token(tokens, answer.prefilled - tokens, images)
+        taken = answer.timing.first_token - answer.timing.vision
+        with self._lock:
+            self._ratios.append(taken / expected)
+
+
 class Deadline:
     """When a question was asked, and the tokens that it may be answered from: where its budget is a
     time, as many as fit what is left of it."""
 
-    def __init__(self, budget: TokenBudget, latency: Callable[[], LatencyProfile]) -> None:
+    def __init__(self, budget: TokenBudget, latency: Callable[[], Latency]) -> None:
         """The clock starts here, behind `latency`, which is asked for a time only."""
         self._budget = budget
         self._latency = None if budget.ttft_ms is None else latency()
@@ -91,16 +118,22 @@ class Deadline:
     def check(self, words: Callable[[], int], images: int, new_images: int = 0) -> None:
         """Raises: ConfigError as `LatencyProfile.check_target`."""
         if self._latency is not None and self._budget.ttft_ms is not None and images:
-            self._latency.check_target(self._budget.ttft_ms, words(), images, new_images)
+            self._latency.profile.check_target(self._budget.ttft_ms, words(), images, new_images)
 
     def budget(self, words: Callable[[], int], images: Sequence[SeenImage]) -> TokenBudget:
         """For pictures that are seen by now, beside so many positions of words."""
         if self._latency is None or self._budget.ttft_ms is None or not images:
             return self._budget
         left = self._budget.ttft_ms / 1e3 - (time.perf_counter() - self.start)
-        num_patches = images[0].num_patches
-        tokens = self._latency.tokens_within(left, words(), len(images), num_patches)
+        tokens = self._latency.profile.tokens_within(
+            left / self._latency.pace(), words(), len(images), images[0].num_patches
+        )
         return TokenBudget(tokens=tokens)
+
+    def note(self, answer: Answer | None) -> None:
+        """Where the budget was a time: lets the next one know what this answer took."""
+        if self._latency is not None and answer is not None and answer.compressed:
+            self._latency.note(answer)
 
 
 def _seconds(points: Points, count: float) -> float:
@@ -126,12 +159,14 @@ class Asked(Protocol):
         ...
 
 
-def warm_up(model: Asked) -> SeenImage:
-    """A picture that was asked about: the first run of a kernel pays for its set-up."""
+def warm_up(model: Asked) -> tuple[SeenImage, list[Answer]]:
+    """A picture, and answers about it: the first run of a kernel pays for its set-up, the later
+    ones tell how fast the machine is now."""
     seen = model.see(_noise(0))
-    for budget in (TokenBudget(full=True), TokenBudget(tokens=1)):
+    budgets = (TokenBudget(full=True), TokenBudget(tokens=1))
+    for budget in budgets:
         model.ask(seen, QUESTION, budget, _ONE_TOKEN)
-    return seen
+    return seen, [model.ask(seen, QUESTION, budget, _ONE_TOKEN) for budget in budgets]
 
 
 def measure(
@@ -140,7 +175,7 @@ def measure(
     """Sees pictures of noise and asks about them; `on_step` hears the steps done and their total.
 
     Takes a minute and a half for a 7B model in int4 on two cores, a second for the demo."""
-    seen = warm_up(model)
+    seen, _ = warm_up(model)
     # Another picture each time, in case the model remembers them.
     vision = [model.see(_noise(number)).seconds for number in range(1, REPEATS + 1)]
     counts = token_counts(seen.num_patches)
@@ -161,6 +196,20 @@ def measure(
         _points(counts, longer * before),
         _points(positions, longer * prefill),
     )
+
+
+def known_latency(model: Asked, file: Path | None) -> Latency:
+    """What a model takes here: read from a file, or measured, which takes a while, and kept."""
+    profile = None if file is None else read_profile(file)
+    if profile is not None:
+        latency = Latency(profile)
+        for answer in warm_up(model)[1]:
+            latency.note(answer)
+        return latency
+    profile = measure(model)
+    if file is not None:
+        keep_profile(profile, file)
+    return Latency(profile)
 
 
 def token_counts(num_patches: int) -> list[int]:

@@ -19,14 +19,7 @@ from paddle_recomp.conversation import (
     check_mode,
 )
 from paddle_recomp.encoder import ImageEncoder, ImageLike, Images, SeenImage, VisualPrompt, listed
-from paddle_recomp.latency import (
-    Deadline,
-    LatencyProfile,
-    keep_profile,
-    measure,
-    read_profile,
-    warm_up,
-)
+from paddle_recomp.latency import Deadline, Latency, known_latency
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
@@ -53,7 +46,7 @@ class VLM:
         self.language_model = language_model
         self.tokenizer = tokenizer
         self.latency_file = latency_file
-        self._latency: LatencyProfile | None = None
+        self._latency: Latency | None = None
         self._measuring = threading.Lock()
 
     def see(self, image: ImageLike) -> SeenImage:
@@ -85,20 +78,12 @@ class VLM:
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
         return AnswerStream(partial(self._answer, images, question, budget, generation))
 
-    def latency(self) -> LatencyProfile:
-        """What this model takes on this machine: read from its file, or measured once, which takes
-        a while. Budgets with a `ttft_ms` need it."""
+    def latency(self) -> Latency:
+        """What this model takes on this machine; the first time that takes a while. Budgets with a
+        `ttft_ms` need it."""
         with self._measuring:
             if self._latency is None:
-                file = self.latency_file
-                found = None if file is None else read_profile(file)
-                if found is not None:
-                    warm_up(self)
-                else:
-                    found = measure(self)
-                    if file is not None:
-                        keep_profile(found, file)
-                self._latency = found
+                self._latency = known_latency(self, self.latency_file)
             return self._latency
 
     def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
@@ -160,6 +145,7 @@ class VLM:
         embeds = self._splice(prompt, generation)
         model = self.language_model
         yield from self.speak(stream, model, prompt, embeds, generation, deadline.start, vision)
+        deadline.note(stream.answer)
 
     def speak(
         self,

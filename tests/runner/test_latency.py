@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.latency import (
     Deadline,
+    Latency,
     LatencyProfile,
     Points,
     keep_profile,
@@ -74,14 +75,20 @@ def test_lines_between_what_was_measured() -> None:
     assert flat.first_token(200, 10, 2) == 7, "each picture has a compressor's time"
 
 
+class SlowVLM(VLM):
+    """One that believes itself on a slow machine."""
+
+    slow: Latency
+
+    def latency(self) -> Latency:
+        return self.slow
+
+
 @pytest.fixture
-def slow(vlm: VLM, tmp_path: Path) -> tuple[VLM, CountingBackend]:
-    ours, backend = counting(vlm)
-    keep_profile(SLOW, tmp_path / "slow.json")
-    file = tmp_path / "slow.json"
-    ours = VLM(ours.encoder, vlm.language_model, vlm.tokenizer, file)
-    ours.latency()
-    backend.runs.clear()
+def slow(vlm: VLM) -> tuple[VLM, CountingBackend]:
+    counted, backend = counting(vlm)
+    ours = SlowVLM(counted.encoder, vlm.language_model, vlm.tokenizer)
+    ours.slow = Latency(SLOW)
     return ours, backend
 
 
@@ -175,22 +182,53 @@ def test_the_clock_runs_while_the_picture_is_seen(
 def test_only_what_is_left_of_the_time_counts() -> None:
     budget = target(40, words=10)
     for passed, tokens in ((0, 40), (33, 37), (10_000, 1)):
-        deadline = Deadline(budget, lambda: SLOW)
+        deadline = Deadline(budget, lambda: Latency(SLOW))
         deadline.start -= passed
         seen = SimpleNamespace(num_patches=256)
         assert deadline.budget(lambda: 10, [seen]) == TokenBudget(tokens=tokens)  # type: ignore[list-item]
 
 
+def test_a_slower_machine_gets_fewer_tokens(
+    slow: tuple[VLM, CountingBackend], seen: list[SeenImage]
+) -> None:
+    """What answers took corrects the profile: 4 times as long, a quarter of the time is enough."""
+    vlm, _ = slow
+    words = words_of(vlm, seen[:1])
+    budget = target(200, words)
+    answer = vlm.ask(seen[0], QUESTION, budget, SHORT)
+    assert answer.num_visual_tokens == 200
+    expected = SLOW.first_token(200, words, 1)
+    took = replace(answer.timing, first_token=100 + 4 * expected, vision=100.0)
+    for _ in range(40):
+        vlm.latency().note(replace(answer, timing=took))
+    assert vlm.latency().pace() == pytest.approx(4)
+    assert budget.ttft_ms is not None
+    fit = SLOW.tokens_within(budget.ttft_ms / 4e3, words, 1, 256)
+    again = vlm.chat(seen[0]).ask(QUESTION, budget, SHORT)
+    assert again.num_visual_tokens == fit < 60
+    assert vlm.latency().pace() == pytest.approx(4), "nine of ten"
+    for _ in range(32):
+        vlm.ask(seen[0], QUESTION, TokenBudget(ttft_ms=1e7), GenerationConfig(max_new_tokens=1))
+    assert vlm.latency().pace() < 0.1, "fast again"
+
+
 def test_measured_once_and_kept(vlm: VLM, tmp_path: Path) -> None:
     file = tmp_path / "new" / "profile.json"
     first, again = (VLM(vlm.encoder, vlm.language_model, vlm.tokenizer, file) for _ in range(2))
-    profile = first.latency()
-    assert first.latency() is profile
+    latency, profile = first.latency(), first.latency().profile
+    assert first.latency() is latency
     assert [count for count, _ in profile.compress] == [1, 16, 32, 64, 128, 256]
     text, written = file.read_text(), file.stat().st_mtime_ns
-    assert again.latency() == profile
+    assert again.latency().profile == profile
     assert (file.read_text(), file.stat().st_mtime_ns) == (text, written)
     assert [path.name for path in file.parent.iterdir()] == ["profile.json"]
+
+
+def test_a_kept_profile_is_compared_with_today(vlm: VLM, tmp_path: Path) -> None:
+    keep_profile(SLOW, tmp_path / "profile.json")
+    today = VLM(vlm.encoder, vlm.language_model, vlm.tokenizer, tmp_path / "profile.json").latency()
+    assert today.profile == SLOW
+    assert today.pace() < 0.9
 
 
 def test_steps_are_told(vlm: VLM) -> None:
