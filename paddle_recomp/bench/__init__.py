@@ -7,14 +7,16 @@ for row in report.rows:
 
 from paddle_recomp.bench.machine import Machine
 from paddle_recomp.bench.measure import BenchConfig, Report, Row, bench
-from paddle_recomp.bench.table import print_report, report_dict, shape_line
+from paddle_recomp.bench.table import COLUMNS, cells, print_report, report_dict, shape_line
 
 __all__ = [
+    "COLUMNS",
     "BenchConfig",
     "Machine",
     "Report",
     "Row",
     "bench",
+    "cells",
     "print_report",
     "report_dict",
     "shape_line",

@@ -38,7 +38,8 @@ def print_report(console: Console, report: Report, title: str) -> None:
         table.add_row(*cells(row))
     console.print(title, markup=False, soft_wrap=True)
     console.print(table)
-    for line in gains(report):
+    peak = f"at most {report.peak_memory / 1e9:.2f} GB in all, loading included"
+    for line in (*gains(report), peak):
         console.print(line, markup=False, soft_wrap=True)
     for line in (conditions(report), machine_line(report.machine)):
         console.print(line, style="dim", markup=False, soft_wrap=True)
@@ -100,7 +101,7 @@ def conditions(report: Report) -> str:
     return (
         f"Times in ms, medians of {len(row.samples)}; answers of {row.new_tokens} tokens. read: "
         "positions of the prefill; TTFT: until the first token; GB: peak resident memory of the "
-        f"process{when}, mapped files included, in all {report.peak_memory / 1e9:.2f}."
+        f"process{when}, mapped files included."
     )
 
 
