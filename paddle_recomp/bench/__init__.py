@@ -5,14 +5,12 @@ for row in report.rows:
     print(row.budget, row.question, row.timing.first_token, row.tokens_per_second)
 """
 
-from paddle_recomp.bench.machine import Machine
 from paddle_recomp.bench.measure import BenchConfig, Report, Row, bench
 from paddle_recomp.bench.table import COLUMNS, cells, print_report, report_dict, shape_line
 
 __all__ = [
     "COLUMNS",
     "BenchConfig",
-    "Machine",
     "Report",
     "Row",
     "bench",

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
-from paddle_recomp.bench.machine import Machine, peak_memory, reset_peak, this_machine
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.encoder import ImageLike
 from paddle_recomp.errors import ConfigError
+from paddle_recomp.machine import Machine, peak_memory, reset_peak, this_machine
 from paddle_recomp.preprocess import check_question
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, Timing
@@ -71,7 +71,7 @@ class Row:
     """Of each answer, the first one included."""
     samples: tuple[Timing, ...]
     peak_memory: int
-    """Bytes; see `machine.peak_memory` and `Report.peaks_apart`."""
+    """Bytes; see `machine.peak_memory`, `Report.peaks_apart`."""
 
     @property
     def timing(self) -> Timing:

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from paddle_recomp.bench import BenchConfig, Report, Row, bench
-from paddle_recomp.bench.machine import peak_memory, reset_peak, this_machine
 from paddle_recomp.cli import main
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, QuestionError
+from paddle_recomp.machine import peak_memory, reset_peak, this_machine
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Timing
 
@@ -126,12 +126,21 @@ def test_the_table(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
         *("full", "full", "dynamic", "dynamic", "9", "9", "30", "30")
     ]
     assert [line.split(":")[0] for line in lines[10:13]] == ["dynamic", "9 tokens", "30 tokens"]
-    assert "paddle" in lines[-1]
+    assert "onnxruntime" in lines[-1]
     assert all(len(line) <= 80 for line in lines[1:10])
 
 
 def test_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["bench", "demo", "--image", str(picture), "--new-tokens", "3", "--repeats", "1"]
+    arguments = [
+        "bench",
+        "demo-checkpoint",
+        "--image",
+        str(picture),
+        "--new-tokens",
+        "3",
+        "--repeats",
+        "1",
+    ]
     assert main([*arguments, "--question", "is it red?", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["budget"] for row in found["rows"]] == ["full"] * 2 + ["dynamic"] * 2 + ["64"] * 2
