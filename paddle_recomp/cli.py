@@ -1,4 +1,4 @@
-"""The command `recomp`: ask, explain, info, demo."""
+"""The command `recomp`: ask, explain, info, demo, bench."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
@@ -55,6 +63,7 @@ QuestionArgument = Annotated[
         metavar="QUESTION", help="The pictures stand in front of it, or at each <image> in it."
     ),
 ]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL")]
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -245,7 +254,7 @@ def explain(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL")] = "demo",
+    model: ModelArgument = "demo",
     clip: ClipOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -284,6 +293,62 @@ def demo(
         with _loading(Console(stderr=True), model) as on_progress:
             vlm = load(model, None, None, device, on_progress, llm)
         run_demo(vlm, budget, output, console)
+
+
+@app.command()
+def bench(
+    model: ModelArgument = "demo",
+    image: Annotated[
+        Path | None, typer.Option("--image", help="A picture file; default: a shipped one.")
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option("--question", help="The first one; given twice, the second one too."),
+    ] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option("--tokens", help="Also exactly this many tokens (64); may be repeated."),
+    ] = None,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", help="The length of every answer.")
+    ] = 32,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="How often everything is measured.")
+    ] = 3,
+    clip: ClipOption = None,
+    llm: LlmOption = None,
+    device: DeviceOption = "cpu",
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure MODEL on this machine: uncompressed, with the dynamic budget, and with few tokens."""
+    from paddle_recomp.bench import BenchConfig, print_report, report_dict, shape_line
+    from paddle_recomp.bench import bench as measure
+    from paddle_recomp.demo import demo_pictures
+    from paddle_recomp.loading import find, load
+
+    config = BenchConfig(tuple(tokens or ()), BenchConfig.questions, new_tokens, repeats)
+    if question:
+        if len(question) > 2:
+            raise ConfigError(f"{len(question)} questions; expected a first and a second one")
+        config = replace(config, questions=(question[0], question[-1]))
+    picture = image or next(iter(demo_pictures()))
+    load_image(picture)
+    found = find(model, clip)
+    config.budgets(
+        found.num_patches if isinstance(found, Bundle) else found.spec.vision.num_patches
+    )
+    console = Console(stderr=True)
+    with quiet_paddle(), warnings_as_lines():
+        with _loading(console, model) as on_progress:
+            vlm = load(model, clip, None, device, on_progress, llm, backend, precision)
+        with _measuring(console) as on_answer:
+            report = measure(vlm, picture, config, on_answer)
+    if as_json:
+        typer.echo(json.dumps({"model": model, **report_dict(report)}, indent=2))
+    else:
+        print_report(Console(highlight=False), report, f"{model}: {shape_line(found)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -380,6 +445,17 @@ def _loading(console: Console, name: str) -> Iterator[Any]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def _measuring(console: Console) -> Iterator[Any]:
+    """A progress bar over the answers of a measurement."""
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -21,8 +21,10 @@ from benchmarks.held_out import draw_items
 from benchmarks.int8_answers import compare, paired_interval
 from benchmarks.int8_tokens import PHOTOS
 from benchmarks.random_checkpoint import SHAPES, SHARD_BYTES, spec_of, write_checkpoint
+from benchmarks.whole_models import GAINS, in_own_process, markdown
 from export.decoder.write import write_decoder
 from export.samples import _PHOTOS
+from paddle_recomp.bench import COLUMNS as BENCH_COLUMNS
 from paddle_recomp.checkpoint import PARTS, ModelSpec, open_checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder, cache_names
@@ -257,3 +259,16 @@ def test_the_graphs_for_genai_are_the_decoder(tmp_path: Path) -> None:
         )
         cache = dict(zip(cache, present, strict=True))
         np.testing.assert_allclose(found[:, 0], logits, atol=1e-5)
+
+
+def test_whole_models_are_lines_of_two_tables() -> None:
+    found = in_own_process("demo", new_tokens=2, repeats=1)
+    models = {"one": found, "other": found}
+    for columns, key, count in ((BENCH_COLUMNS, "rows", 6), (GAINS, "gains", 2)):
+        lines = markdown(columns, models, key).splitlines()
+        assert len(lines) == 2 + 2 * count
+        assert {line.count("|") for line in lines} == {len(columns) + 2}
+        names = [line.split("|")[1].strip() for line in lines[2:]]
+        assert names == ["one", *[""] * (count - 1), "other", *[""] * (count - 1)]
+    assert [row[0] for row in found["rows"]][::2] == ["full 256", found["rows"][2][0], "64"]
+    assert [row[0] for row in found["gains"]] == ["dynamic", "64"]

@@ -17,7 +17,7 @@ ROOT = Path(paddle_recomp.__file__).parent
 LAYERS: list[set[str]] = [
     {""},  # the package's face
     {"cli"},
-    {"demo"},
+    {"demo", "bench"},
     {"explain", "reports", "loading"},
     {"runner"},
     {"conversation"},
@@ -126,6 +126,7 @@ def test_onnxruntime_is_loaded_when_a_bundle_is(module: str) -> None:
         "cli",
         "preprocess",
         "conversation",
+        "bench",
         "cache",
         "llm.generation",
         "llm.onnx_decoder",

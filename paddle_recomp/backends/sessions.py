@@ -56,11 +56,16 @@ def check_options(
 
 
 def open_session(
-    path: Path, providers: Sequence[str], threads: int | None, precision: str | None = None
+    path: Path,
+    providers: Sequence[str],
+    threads: int | None,
+    precision: str | None = None,
+    any_length: bool = False,
 ) -> Any:
     """The session of a graph. `providers` in the order of preference, by short name; what they
     cannot compute runs on the CPU. `threads` for one operator; None: as many as there are cores.
     `precision` is what OpenVINO computes in where the graph has float, by default fp32.
+    `any_length` is for a graph whose inputs have another shape nearly every time.
 
     Raises: BundleError for a graph that cannot be loaded; DeviceError when a provider does not
     start."""
@@ -70,6 +75,8 @@ def open_session(
     # Each session has threads of its own. Those of one would go on spinning after its run, on the
     # cores that the next needs: the compressor took twice as long right after the vision tower.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # A plan is made for each shape, and takes its own block of memory.
+    options.enable_mem_pattern = not any_length
     wanted = [PROVIDERS[name] for name in providers]
     given = [_openvino(threads, precision) if name == "openvino" else {} for name in providers]
     try:

@@ -15,6 +15,10 @@ from paddle_recomp.bundle import Bundle, DecoderInfo
 from paddle_recomp.errors import BundleError
 from paddle_recomp.llm.base import State, check_lengths
 
+_PIECE = 256
+"""Positions of one prompt that go through the graph at once: what lies between its operators grows
+with them, the cache does not."""
+
 
 @dataclass
 class Cache:
@@ -27,8 +31,9 @@ class Cache:
     @classmethod
     def empty(cls, info: DecoderInfo, batch: int, capacity: int) -> Cache:
         """Room for `capacity` positions of each prompt; memory is taken as it is filled."""
+        names = [name for name, _ in cache_names(info)]
         shape = (batch, info.num_kv_heads, capacity, info.cache_width)
-        return cls({name: np.zeros(shape, dtype=np.float32) for name, _ in cache_names(info)})
+        return cls(_buffers(names, shape))
 
     @property
     def capacity(self) -> int:
@@ -37,9 +42,9 @@ class Cache:
 
     def with_room(self, capacity: int, filled: int) -> Cache:
         """The same with more room: the one copy that a cache is ever subject to."""
-        grown = {}
+        batch, heads, _, width = next(iter(self.buffers.values())).shape
+        grown = _buffers(list(self.buffers), (batch, heads, capacity, width))
         for name, old in self.buffers.items():
-            grown[name] = np.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
             grown[name][:, :, :filled] = old[:, :, :filled]
         return Cache(grown)
 
@@ -64,7 +69,7 @@ class OnnxDecoder:
         `OnnxBackend`."""
         check_options(providers, threads)
         self.info = info
-        self.session = open_session(folder / info.file, providers, threads)
+        self.session = open_session(folder / info.file, providers, threads, any_length=True)
         self._embed_tokens = _open_embedding(folder / info.embed_tokens, info)
 
     @classmethod
@@ -122,14 +127,15 @@ class OnnxDecoder:
         if after.max() > cache.capacity:
             room = max(int(after.max()), 2 * cache.capacity)
             cache = cache.with_room(min(room, self.context), int(past.max()))
-        if len(embeds) == 1 or embeds.shape[1] == 1 or not past.any():
+        if len(embeds) == 1:
+            logits = self._run_in_pieces(embeds, int(lengths[0]), past, cache)
+        elif embeds.shape[1] == 1 or not past.any():
             logits = self._run(embeds, lengths, past, cache)
         else:
             # The runtime continues several prompts by one position, or one prompt by several.
-            rows = [slice(i, i + 1) for i in range(len(embeds))]
             parts = [
-                self._run(embeds[row], lengths[row], past[row], cache.row(row.start))
-                for row in rows
+                self._run_in_pieces(embeds[i : i + 1], int(length), past[i : i + 1], cache.row(i))
+                for i, length in enumerate(lengths)
             ]
             logits = np.concatenate(parts)
         return logits, State(after, self, cache)
@@ -137,6 +143,16 @@ class OnnxDecoder:
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         """See `LanguageModel.decode`. Raises: FeatureError as `prefill`."""
         return self.extend(self.embed(ids)[:, None], np.ones(len(ids), dtype=np.int64), state)
+
+    def _run_in_pieces(
+        self, embeds: np.ndarray, length: int, past: np.ndarray, cache: Cache
+    ) -> np.ndarray:
+        """The first `length` positions of one prompt [1, T, D], piece behind piece: the logits of
+        the last."""
+        for begin in range(0, length, _PIECE):
+            piece = embeds[:, begin : min(begin + _PIECE, length)]
+            logits = self._run(piece, np.array([piece.shape[1]]), past + begin, cache)
+        return logits
 
     def _run(
         self, embeds: np.ndarray, lengths: np.ndarray, past: np.ndarray, cache: Cache
@@ -157,6 +173,12 @@ class OnnxDecoder:
         self.session.run_with_iobinding(binding)
         check_finite({"logits": logits})
         return logits
+
+
+def _buffers(names: Sequence[str], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Arrays of zeros in one block, which the system takes back whole when it is no longer used;
+    what is freed in small pieces, a process keeps."""
+    return dict(zip(names, np.zeros((len(names), *shape), dtype=np.float32), strict=True))
 
 
 def _open_embedding(path: Path, info: DecoderInfo) -> np.ndarray:

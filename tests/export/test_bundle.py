@@ -163,6 +163,10 @@ def test_the_light_install_runs_a_bundle(
     asked = recomp("ask", str(picture), QUESTION, *model, "--json")
     assert asked.returncode == 0, asked.stderr
     assert json.loads(asked.stdout)["answer"] == load("demo-checkpoint").ask(picture, QUESTION).text
+    bench = ("bench", str(demo_bundle.folder), "--repeats", "1", "--new-tokens", "2", "--json")
+    measured = recomp(*bench)
+    assert measured.returncode == 0, measured.stderr
+    assert set(json.loads(measured.stdout)["machine"]["versions"]) == {"python", "onnxruntime"}
     edit(copy, decoder=None)
     refused = recomp("ask", str(picture), QUESTION, "--model", str(copy))
     assert refused.returncode == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,46 @@ def test_the_cache_is_written_in_place(exported: Exported, monkeypatch: pytest.M
     _, state = model.decode(np.array([9]), state)
     assert grown == [60]
     assert state.content.capacity == 60
+
+
+def test_a_long_prompt_is_read_in_pieces(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one prompt, or of several behind a past; the same as in one piece, as far as rounding."""
+    model = exported(find_checkpoint("demo"))
+    ids = np.random.default_rng(1).integers(8, 700, size=(2, 600))
+    embeds = np.stack([model.embed(row) for row in ids])
+    whole = model._run(
+        embeds, np.array([600, 530]), np.array([0, 0]), Cache.empty(model.info, 2, 600)
+    )
+    read: list[int] = []
+    original = model._run
+
+    def counted(embeds: np.ndarray, *rest: Any) -> np.ndarray:
+        read.append(embeds.shape[1])
+        return original(embeds, *rest)
+
+    monkeypatch.setattr(model, "_run", counted)
+    alone, _ = model.prefill(embeds[:1], np.array([600]))
+    assert read == [256, 256, 88]
+    np.testing.assert_allclose(alone, whole[:1], rtol=0, atol=1e-4)
+    read.clear()
+    _, state = model.prefill(embeds[:, :10], np.array([10, 10]))
+    both, state = model.extend(embeds[:, 10:], np.array([590, 520]), state)
+    assert read == [10, 256, 256, 78, 256, 256, 8]
+    np.testing.assert_allclose(both, whole, rtol=0, atol=1e-4)
+    assert state.lengths.tolist() == [600, 530]
+
+
+def test_a_cache_is_one_block_of_memory(exported: Exported) -> None:
+    """The system takes a large block back when it is freed; small ones stay with the process."""
+    first = Cache.empty(exported(golden("grouped")).info, 1, 16)
+    for cache in (first, first.with_room(40, 8)):
+        values = list(cache.buffers.values())
+        assert len({id(value.base) for value in values}) == 1
+        assert values[0].base is not None
+        assert values[0].base.nbytes == sum(value.nbytes for value in values)
+        assert all(value.flags.c_contiguous for value in values)
 
 
 def test_present_is_past(exported: Exported) -> None:

@@ -1,0 +1,21 @@
+"""What a model costs on this machine, by token budget, for a first and for a second question.
+
+report = bench(load("build/bundle"), "street.jpg")
+for row in report.rows:
+    print(row.budget, row.question, row.timing.first_token, row.tokens_per_second)
+"""
+
+from paddle_recomp.bench.measure import BenchConfig, Report, Row, bench
+from paddle_recomp.bench.table import COLUMNS, cells, print_report, report_dict, shape_line
+
+__all__ = [
+    "COLUMNS",
+    "BenchConfig",
+    "Report",
+    "Row",
+    "bench",
+    "cells",
+    "print_report",
+    "report_dict",
+    "shape_line",
+]

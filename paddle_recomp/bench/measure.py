@@ -1,0 +1,191 @@
+"""Two questions about a picture at several token budgets: the time of each step, and the memory."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from statistics import median
+
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.encoder import ImageLike
+from paddle_recomp.errors import ConfigError
+from paddle_recomp.machine import Machine, peak_memory, reset_peak, this_machine
+from paddle_recomp.preprocess import check_question
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Answer, Timing
+
+FULL, DYNAMIC = "full", "dynamic"
+TOKENS = 64
+"""The exact budget, where a picture has as many patches."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is asked, and how often.
+
+    Raises: ConfigError for what measures nothing; QuestionError."""
+
+    tokens: tuple[int, ...] = ()
+    """The exact budgets; without any 64, or all patches where there are fewer."""
+    questions: tuple[str, str] = (
+        "what is in the picture?",
+        "where does the largest thing in it stand?",
+    )
+    """The first and the second one about the picture."""
+    new_tokens: int = 32
+    """The length of every answer."""
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for question in self.questions:
+            check_question(question, num_images=1)
+        if self.new_tokens < 2:
+            raise ConfigError(f"new_tokens is {self.new_tokens}; expected at least 2")
+        if self.repeats < 1:
+            raise ConfigError(f"repeats is {self.repeats}; expected at least 1")
+
+    def budgets(self, num_patches: int) -> dict[str, TokenBudget]:
+        """No compression, the filter's own number, and the exact ones, each by its name.
+
+        Raises: ConfigError for fewer tokens than one, or more than there are patches."""
+        exact = [TokenBudget(tokens=n) for n in self.tokens or (min(TOKENS, num_patches),)]
+        for budget in exact:
+            budget.bounds(num_patches)
+        named = {str(budget.tokens): budget for budget in exact}
+        return {FULL: TokenBudget(full=True), DYNAMIC: TokenBudget(), **named}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question at one budget, answered several times."""
+
+    budget: str
+    question: int
+    """1 for the first about a picture, which pays for the vision tower, or 2."""
+    visual_tokens: int
+    prefilled: int
+    """Positions, of words and of the picture, in front of the first token."""
+    new_tokens: int
+    """Of each answer, the first one included."""
+    samples: tuple[Timing, ...]
+    peak_memory: int
+    """Bytes; see `machine.peak_memory`, `Report.peaks_apart`."""
+
+    @property
+    def timing(self) -> Timing:
+        """The median of each step."""
+        names = [field.name for field in fields(Timing)]
+        return Timing(
+            **{name: median(getattr(one, name) for one in self.samples) for name in names}
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens behind the first."""
+        return (self.new_tokens - 1) / self.timing.decode
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured of one model."""
+
+    rows: tuple[Row, ...]
+    """By budget, none at all first; the two questions behind each other."""
+    num_patches: int
+    peak_memory: int
+    """Bytes, the largest of all, loading included."""
+    peaks_apart: bool
+    """Whether each row has a peak of its own; else it is the one since the process began."""
+    machine: Machine
+
+    def row(self, budget: str, question: int) -> Row:
+        """One of the rows."""
+        return next(row for row in self.rows if (row.budget, row.question) == (budget, question))
+
+    def prefill_speed(self, budget: str) -> float:
+        """How many times as fast the prefill is as without compression."""
+        ratios = []
+        for question in (1, 2):
+            rows = self.row(FULL, question), self.row(budget, question)
+            pairs = zip(*(row.samples for row in rows), strict=True)
+            ratios += [full.prefill / less.prefill for full, less in pairs]
+        return median(ratios)
+
+    def second_share(self, budget: str) -> float:
+        """The time to the first token of the second question, as a share of that of the first
+        question without compression."""
+        pair = self.row(FULL, 1).samples, self.row(budget, 2).samples
+        return median(
+            after.first_token / first.first_token for first, after in zip(*pair, strict=True)
+        )
+
+
+def bench(
+    vlm: VLM,
+    picture: ImageLike,
+    config: BenchConfig | None = None,
+    on_answer: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Asks two questions about a picture, which is seen anew for the first one, at each budget in
+    turn, and all that `repeats` times. Answers are of one length, wherever the model ends them.
+
+    A round before that warms everything up and measures the memory, from the smallest budget to
+    the largest, because a runtime keeps what it once took. The process's own record of its peak is
+    reset. `on_answer` hears the answers so far and those in all.
+    Raises: ConfigError (budget), and as `VLM.ask`."""
+    config = config or BenchConfig()
+    # Some graphs are loaded when they are first used, which no question shall pay for.
+    num_patches = vlm.see(picture).num_patches
+    budgets = config.budgets(num_patches)
+    by_size = sorted(budgets, key=lambda name: budgets[name].bounds(num_patches)[::-1])
+    model, generation = _endless(vlm), GenerationConfig(max_new_tokens=config.new_tokens)
+    next(_ask_twice(model, picture, config.questions, budgets[by_size[0]], generation))
+
+    def ask_all(names: Iterable[str]) -> Iterator[tuple[tuple[str, int], Answer]]:
+        for name in names:
+            pair = _ask_twice(model, picture, config.questions, budgets[name], generation)
+            for question, answer in enumerate(pair, start=1):
+                yield (name, question), answer
+                on_answer(next(count), 2 * len(budgets) * (config.repeats + 1))
+
+    count, rows = itertools.count(1), {}
+    largest, apart = peak_memory(), reset_peak()
+    for key, answer in ask_all(by_size):
+        about = answer.num_visual_tokens, answer.prefilled, len(answer.token_ids)
+        rows[key] = Row(*key, *about, samples=(), peak_memory=peak_memory())
+        largest = max(largest, peak_memory())
+        reset_peak()
+    for _ in range(config.repeats):
+        for key, answer in ask_all(budgets):
+            rows[key] = replace(rows[key], samples=(*rows[key].samples, answer.timing))
+    return Report(
+        rows=tuple(rows[name, question] for name in budgets for question in (1, 2)),
+        num_patches=num_patches,
+        peak_memory=max(largest, peak_memory()),
+        peaks_apart=apart,
+        machine=this_machine(),
+    )
+
+
+def _ask_twice(
+    vlm: VLM,
+    picture: ImageLike,
+    questions: tuple[str, str],
+    budget: TokenBudget,
+    generation: GenerationConfig,
+) -> Iterator[Answer]:
+    """A first and a second answer; the vision tower is part of the first one's time."""
+    seen = vlm.see(picture)
+    first = vlm.ask(seen, questions[0], budget, generation)
+    paid = first.timing.first_token + seen.seconds
+    yield replace(first, timing=replace(first.timing, vision=seen.seconds, first_token=paid))
+    yield vlm.ask(seen, questions[1], budget, generation)
+
+
+def _endless(vlm: VLM) -> VLM:
+    """The same model with answers that no token ends: those of random weights end anywhere."""
+    tokenizer = copy.copy(vlm.tokenizer)
+    tokenizer.eos_token_ids = ()
+    return VLM(vlm.encoder, vlm.language_model, tokenizer)
