@@ -3,7 +3,9 @@ tokens the language model gets to see."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, get_args
@@ -83,8 +85,8 @@ class Conversation:
     - `keep`: the KV cache stays, with the tokens of the first question: for comparison.
 
     A question that ends in an error, is cancelled, or whose stream is not read to its end, was
-    never asked: the conversation is what it was before, at the price of a longer prefill for the
-    next question."""
+    never asked: the conversation is what it was before. Its cache is, too, unless the language
+    model itself was interrupted or failed; then the next question reads the dialogue again."""
 
     def __init__(
         self, speaker: Speaker, images: Sequence[SeenImage], mode: Mode = DEFAULT_MODE
@@ -94,6 +96,7 @@ class Conversation:
         self.images, self.mode = tuple(images), mode
         self._speaker = speaker
         self._past = _Past()
+        self._turn = threading.Lock()
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -136,32 +139,47 @@ class Conversation:
         generation: GenerationConfig,
         stream: AnswerStream,
     ) -> Iterator[str]:
-        deadline, words = Deadline(budget, self._speaker.latency), partial(self._words, question)
-        deadline.check(words, len(self.images))
+        deadline = Deadline(budget, self._speaker.latency)
         before, model = self._past, self._speaker.language_model
-        after = self._asked(question, deadline.budget(words, self.images))
+        words = partial(self._words, before, question)
+        deadline.check(words, len(self.images))
+        after = self._asked(before, question, deadline.budget(words, self.images))
         assert after.prompt is not None
         check_room(model, after.ids, after.blocks, generation.max_new_tokens)
-
-        # From here on the cache grows: unless the answer is read to its end, it is lost.
-        self._past = replace(before, state=None)
-        mine = self._past
         embeds = splice(model, after.ids, after.blocks)
+
+        # From here on the cache is this question's; one that is asked meanwhile has none.
+        mine = replace(before, state=None)
+        self._pass(before, mine)
         in_cache = 0 if after.state is None else int(after.state.lengths[0])
         speaking = Continued(model, after.state)
         rest = embeds[in_cache:]
-        yield from self._speaker.speak(
-            stream, speaking, after.prompt, rest, generation, deadline.start
-        )
-        deadline.note(stream.answer)
-        if stream.answer is not None and stream.answer.finish_reason != "cancelled":
-            if self._past is not mine:
-                raise StateError("another question was asked before this answer ended")
-            self._past = self._answered(after, stream.answer, speaking.state)
+        answer: Answer | None = None
+        try:
+            yield from self._speaker.speak(
+                stream, speaking, after.prompt, rest, generation, deadline.start
+            )
+            deadline.note(stream.answer)
+            if stream.answer is not None and stream.answer.finish_reason != "cancelled":
+                answer = stream.answer
+        finally:
+            if answer is None:
+                state = self._up_to(num_positions(before.ids, before.blocks), speaking.state)
+                with suppress(StateError):
+                    self._pass(mine, replace(before, state=state))
+        if answer is not None:
+            self._pass(mine, self._answered(after, answer, speaking.state))
 
-    def _words(self, question: str) -> int:
+    def _pass(self, old: _Past, new: _Past) -> None:
+        """Raises: StateError when the conversation is no longer what it was."""
+        with self._turn:
+            if self._past is not old:
+                raise StateError("another question was asked before this answer ended")
+            self._past = new
+
+    def _words(self, past: _Past, question: str) -> int:
         """Positions to be read for a question besides the visual tokens that it brings in."""
-        past, again = self._past, self.mode == "recompress"
+        again = self.mode == "recompress"
         places = 0 if past.turns and again else len(self.images)
         turns = (*past.turns, Turn(question, images=places))
         whole = self._encode(render(self._speaker.encoder.template, turns))
@@ -169,11 +187,11 @@ class Conversation:
         if again:
             return words
         in_cache = 0 if past.state is None else int(past.state.lengths[0])
-        return words + self.num_visual_tokens - in_cache
+        return words + sum(len(block) for block in past.blocks) - in_cache
 
-    def _asked(self, question: str, budget: TokenBudget) -> _Past:
+    def _asked(self, past: _Past, question: str, budget: TokenBudget) -> _Past:
         """The conversation with another question in it."""
-        past, first = self._past, not self._past.turns
+        first = not past.turns
         question = check_question(question, len(self.images) if first else 0)
         if past.prompt is not None and self.mode == "keep":
             prompt = replace(past.prompt, timing=Timing())
@@ -203,29 +221,33 @@ class Conversation:
 
     def _answered(self, asked: _Past, answer: Answer, state: State | None) -> _Past:
         """The conversation with its last question answered."""
-        assert state is not None
         turns = (*asked.turns[:-1], replace(asked.turns[-1], answer=answer.text))
         said: Sequence[int] = answer.token_ids
         if answer.finish_reason == "stop_string":  # Its tokens are no part of the conversation.
             template = self._speaker.encoder.template
             unanswered, whole = render(template, asked.turns), spoken(template, turns)
             said = _behind(self._encode(unanswered), self._encode(whole))
-        ids = (*asked.ids, *said)
+        read = num_positions(asked.ids, asked.blocks) + _num_same(said, answer.token_ids)
         assert asked.prompt is not None
         patches = tuple(
             known | _kept(one)
             for known, one in zip(asked.patches, asked.prompt.compressed, strict=True)
         )
-        # But they may be in the cache, which cannot go back.
-        fits = int(state.lengths[0]) <= num_positions(ids, asked.blocks)
-        fits = fits and tuple(said) == answer.token_ids[: len(said)]
         return replace(
             asked,
             turns=turns,
-            ids=ids,
+            ids=(*asked.ids, *said),
             patches=patches,
-            state=state if fits and self.mode != "recompress" else None,
+            state=self._up_to(read, state),
         )
+
+    def _up_to(self, length: int, state: State | None) -> State | None:
+        """The KV cache of the first positions, where the next question can continue it."""
+        if state is None or state.spent or length == 0 or self.mode == "recompress":
+            return None
+        if int(state.lengths[0]) <= length:
+            return state
+        return self._speaker.language_model.rewind(state, np.array([length]))
 
     def _continuation(self, turns: Sequence[Turn], whole: Sequence[int]) -> Sequence[int]:
         """The ids of a dialogue behind its last answer but one.
@@ -246,10 +268,15 @@ def check_mode(mode: str) -> None:
 
 def _behind(known: Sequence[int], whole: Sequence[int]) -> Sequence[int]:
     """What of the whole is not what is known of its beginning."""
+    return whole[_num_same(known, whole) :]
+
+
+def _num_same(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many numbers both begin with."""
     same = 0
-    while same < min(len(known), len(whole)) and known[same] == whole[same]:
+    while same < min(len(first), len(second)) and first[same] == second[same]:
         same += 1
-    return whole[same:]
+    return same
 
 
 def _kept(compressed: Compressed) -> frozenset[int]:

@@ -32,7 +32,10 @@ class VLM:
     """A vision-language model that recompresses its pictures for every question.
 
     Where a method takes `images`, that is one picture, several, or none: an empty sequence. They
-    stand in front of the question, unless it has a place, `<image>`, for each of them."""
+    stand in front of the question, unless it has a place, `<image>`, for each of them.
+
+    Threads may share one: each gets what it gets alone. A conversation takes one question at a
+    time."""
 
     def __init__(
         self,

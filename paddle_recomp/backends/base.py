@@ -62,10 +62,10 @@ def run_parts(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.n
     return arrays
 
 
-def check_finite(arrays: dict[str, np.ndarray]) -> None:
+def check_finite(arrays: dict[str, np.ndarray], suspect: str = "the weights") -> None:
     """Refuses what no comparison of scores could make sense of.
 
-    Raises: FeatureError naming the array that holds NaN or infinity."""
+    Raises: FeatureError naming the array that holds NaN or infinity, and the suspect."""
     for name, value in arrays.items():
         if not np.isfinite(value).all():
-            raise FeatureError(f"{name} holds NaN or infinity; the weights are broken")
+            raise FeatureError(f"{name} holds NaN or infinity; {suspect} are broken")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,7 @@ class OnnxBackend:
         self.bundle, self.providers, self.threads = bundle, tuple(providers), threads
         self.precision = precision
         self._sessions: dict[Graph, Any] = {}
+        self._opening = threading.Lock()
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`.
@@ -54,13 +56,17 @@ class OnnxBackend:
         return arrays
 
     def _session(self, graph: Graph) -> Any:
-        if graph not in self._sessions:
-            file = self.bundle.graphs[graph].file
-            # Also the file of external data that a graph over 2 GB has beside it.
-            self.bundle.verify(file)
-            path = self.bundle.folder / file
-            # The compressor compares scores that differ by less than a step of bfloat16, and
-            # OpenVINO 2025.4 reads the INT8 table of words wrongly in it.
-            precision = self.precision if graph == "vision" else None
-            self._sessions[graph] = open_session(path, self.providers, self.threads, precision)
-        return self._sessions[graph]
+        # Threads that come to a graph at once would each open a session, with weights of its own.
+        with self._opening:
+            if graph not in self._sessions:
+                self._sessions[graph] = self._open(graph)
+            return self._sessions[graph]
+
+    def _open(self, graph: Graph) -> Any:
+        file = self.bundle.graphs[graph].file
+        # Also the file of external data that a graph over 2 GB has beside it.
+        self.bundle.verify(file)
+        # The compressor compares scores that differ by less than a step of bfloat16, and
+        # OpenVINO 2025.4 reads the INT8 table of words wrongly in it.
+        precision = self.precision if graph == "vision" else None
+        return open_session(self.bundle.folder / file, self.providers, self.threads, precision)

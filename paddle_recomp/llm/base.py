@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from paddle_recomp.backends.base import check_finite
 from paddle_recomp.errors import ContextLengthError, StateError
 
 
@@ -58,7 +59,7 @@ class LanguageModel(Protocol):
         float32, state. `capacity`: the positions that the cache shall have room for from the
         start; it grows where that is not enough.
 
-        Raises: ContextLengthError."""
+        Raises: ContextLengthError; FeatureError for logits that are not finite."""
         ...
 
     def extend(
@@ -66,11 +67,18 @@ class LanguageModel(Protocol):
     ) -> tuple[np.ndarray, State]:
         """More positions of each prompt [B, T, D], at least one -> as `prefill`. Spends the state.
 
-        Raises: ContextLengthError, which spends nothing; StateError."""
+        Raises: ContextLengthError, which spends nothing; StateError; FeatureError as `prefill`."""
         ...
 
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         """The next token of each prompt [B] int64 -> as `extend`, of one position each."""
+        ...
+
+    def rewind(self, state: State, lengths: np.ndarray) -> State:
+        """The cache of the first `lengths` [B] positions of each prompt, at least one. Spends the
+        state.
+
+        Raises: StateError, also for more positions than there are."""
         ...
 
 
@@ -90,3 +98,16 @@ def check_lengths(embeds: np.ndarray, lengths: np.ndarray, past: np.ndarray, con
         raise ContextLengthError(
             f"a prompt has {longest} positions; the language model's context is {context}"
         )
+
+
+def check_rewind(lengths: np.ndarray, past: np.ndarray) -> None:
+    """Raises: StateError for another batch than the past's, or lengths outside 1 … past."""
+    if len(lengths) != len(past) or (lengths < 1).any() or (lengths > past).any():
+        raise StateError(
+            f"a KV cache of {past.tolist()} positions cannot go back to {lengths.tolist()}"
+        )
+
+
+def check_numbers(**arrays: np.ndarray) -> None:
+    """Raises: FeatureError naming what of a step's results holds NaN or infinity."""
+    check_finite(arrays, "the weights or the KV cache")

@@ -44,3 +44,8 @@ class Continued:
         """See `LanguageModel.decode`."""
         logits, self.state = self.model.decode(ids, state)
         return logits, self.state
+
+    def rewind(self, state: State, lengths: np.ndarray) -> State:
+        """See `LanguageModel.rewind`."""
+        self.state = self.model.rewind(state, lengths)
+        return self.state

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT, check_finite
+from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.backends.sessions import check_options, open_session, over_array
 from paddle_recomp.bundle import Bundle, DecoderInfo
 from paddle_recomp.errors import BundleError
-from paddle_recomp.llm.base import State, check_lengths
+from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
 
 _PIECE = 256
 """Positions of one prompt that go through the graph at once: what lies between its operators grows
@@ -112,7 +112,7 @@ class OnnxDecoder:
     def prefill(
         self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
     ) -> tuple[np.ndarray, State]:
-        """See `LanguageModel.prefill`. Raises: FeatureError for logits that are not finite."""
+        """See `LanguageModel.prefill`."""
         room = min(max(capacity or 0, int(lengths.max())), self.context)
         cache = Cache.empty(self.info, len(embeds), room)
         return self.extend(embeds, lengths, State(np.zeros_like(lengths), self, cache))
@@ -120,7 +120,7 @@ class OnnxDecoder:
     def extend(
         self, embeds: np.ndarray, lengths: np.ndarray, state: State
     ) -> tuple[np.ndarray, State]:
-        """See `LanguageModel.extend`. Raises: FeatureError as `prefill`."""
+        """See `LanguageModel.extend`."""
         check_lengths(embeds, lengths, state.lengths, self.context)
         past, cache = state.lengths, state.spend(self)
         after = past + lengths
@@ -141,8 +141,13 @@ class OnnxDecoder:
         return logits, State(after, self, cache)
 
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """See `LanguageModel.decode`. Raises: FeatureError as `prefill`."""
+        """See `LanguageModel.decode`."""
         return self.extend(self.embed(ids)[:, None], np.ones(len(ids), dtype=np.int64), state)
+
+    def rewind(self, state: State, lengths: np.ndarray) -> State:
+        """See `LanguageModel.rewind`; what stands behind the lengths will be written over."""
+        check_rewind(lengths, state.lengths)
+        return State(lengths, self, state.spend(self))
 
     def _run_in_pieces(
         self, embeds: np.ndarray, length: int, past: np.ndarray, cache: Cache
@@ -171,7 +176,7 @@ class OnnxDecoder:
             binding.bind_ortvalue_output(after, buffer)
         binding.bind_ortvalue_output("logits", over_array(logits))
         self.session.run_with_iobinding(binding)
-        check_finite({"logits": logits})
+        check_numbers(logits=logits)
         return logits
 
 

@@ -11,7 +11,7 @@ import paddle
 from paddle_recomp.backends.devices import place
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
 from paddle_recomp.errors import CheckpointError
-from paddle_recomp.llm.base import State, check_lengths
+from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
 from paddle_recomp.types import Tensor
 from paddle_recomp.weights import load_part
 
@@ -93,13 +93,25 @@ class PaddleLlama:
             )[:2]
             rows = paddle.arange(len(embeds))
             last = hidden[rows, paddle.to_tensor(lengths - 1, place=self.place)]
-            logits = self.model.lm_head(last)
-        after = State(state.lengths + lengths, self, Cache(layers, mask))
-        return np.asarray(logits.astype("float32").numpy()), after
+            logits = np.asarray(self.model.lm_head(last).astype("float32").numpy())
+            # Paddle's softmax on a CPU takes NaN for very little: it need not reach the logits.
+            keys = sum(float(keys.sum(dtype="float32")) for keys, _ in layers)
+        check_numbers(logits=logits, keys=np.array(keys))
+        return logits, State(state.lengths + lengths, self, Cache(layers, mask))
 
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         """See `LanguageModel.decode`."""
         return self.extend(self.embed(ids)[:, None], np.ones(len(ids), dtype=np.int64), state)
+
+    def rewind(self, state: State, lengths: np.ndarray) -> State:
+        """See `LanguageModel.rewind`."""
+        check_rewind(lengths, state.lengths)
+        layers, mask = state.spend(self)
+        limit = paddle.to_tensor(lengths[:, None], place=self.place)
+        mask = mask * (mask.cumsum(axis=1) <= limit).astype(mask.dtype)
+        width = int(mask.any(axis=0).nonzero().max()) + 1
+        kept = tuple((keys[:, :width], values[:, :width]) for keys, values in layers)
+        return State(lengths, self, Cache(kept, mask[:, :width]))
 
 
 def _paddlenlp_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ MAX_PIXELS = 50_000_000
 _MAX_WORK_PIXELS = 100_000_000
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
+# Pillow decodes a picture when its pixels are first asked for. Where two threads share one, both
+# would decode into the same pixels at once.
+_decoding = threading.Lock()
+
 
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as upright RGB, from a path, from the bytes of a file, or from a Pillow image.
@@ -40,7 +45,9 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     Raises: ImageNotFoundError when there is no such file; ImageError when it is a folder, not a
     picture, damaged, empty, or larger than `max_pixels`."""
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the picture", max_pixels)
+        with _decoding:
+            _decode(source, "the picture", max_pixels)
+        return _to_rgb(source)
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), "the picture", max_pixels)
     with _open_file(source) as file:
@@ -174,12 +181,16 @@ def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _read(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     image = _read_header(file, name)
+    _decode(image, name, max_pixels)
+    return _to_rgb(image)
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> None:
     _check_size(image.size, name, max_pixels)
     try:
         image.load()
     except Exception as error:  # Decoders raise whatever their parsers stumble over.
         raise ImageError(f"{name} is damaged and cannot be decoded: {error}") from error
-    return _to_rgb(image, name, max_pixels)
 
 
 def _read_header(file: BinaryIO, name: str) -> Image.Image:
@@ -221,8 +232,7 @@ def _check_work(size: tuple[int, int], pixels: int) -> None:
         )
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    _check_size(image.size, name, max_pixels)
+def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # A broken EXIF block says nothing about the pixels.

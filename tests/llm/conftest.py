@@ -12,10 +12,10 @@ import pytest
 from export.decoder.write import write_decoder
 from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
 from paddle_recomp.config import GenerationConfig
-from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
-from paddle_recomp.llm.onnx_decoder import OnnxDecoder
+from paddle_recomp.llm.onnx_decoder import Cache, OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
 from paddle_recomp.loading import demo_folder
 from paddle_recomp.preprocess import LanguageTokenizer
@@ -51,6 +51,15 @@ def answers(
     for _ in generate(model, prompts, drafts, config):
         pass
     return drafts
+
+
+def poison(state: State, kind: str = "keys", position: int = 1) -> None:
+    """Writes NaN over one number of the first layer of a KV cache."""
+    cache, which = state.content, ["keys", "values"].index(kind)
+    if isinstance(cache, Cache):
+        list(cache.buffers.values())[which][0, 0, position, 0] = np.nan
+    else:
+        cache.layers[0][which][0, position, 0, 0] = float("nan")
 
 
 class Exported:

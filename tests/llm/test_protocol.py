@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_recomp.errors import ContextLengthError, StateError
+from paddle_recomp.errors import ContextLengthError, FeatureError, StateError
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.generation import pad_right
+
+from .conftest import poison
 
 
 def prompt(model: LanguageModel, length: int, seed: int = 0) -> np.ndarray:
@@ -113,3 +115,49 @@ def test_the_context_is_kept(model: LanguageModel) -> None:
         model.extend(prompt(model, 2)[None], np.array([2]), state)
     _, state = model.decode(np.array([9]), state)
     assert state.lengths.tolist() == [128], "an error spends nothing"
+
+
+@pytest.mark.parametrize("back", [(9, 4), (12, 3), (5, 1), (13, 10)])
+def test_going_back_is_never_having_gone_ahead(model: LanguageModel, back: tuple[int, int]) -> None:
+    """Into the first prompts, to their ends, and where padding stands between the turns."""
+    first, second = [prompt(model, n, n) for n in (9, 4)], [prompt(model, n, 7 * n) for n in (3, 5)]
+    dialogues = [np.concatenate(turns) for turns in zip(first, second, strict=True)]
+    dialogues[0] = np.concatenate([dialogues[0], model.embed(np.array([11]))])
+    dialogues[1] = np.concatenate([dialogues[1], model.embed(np.array([12]))])
+    _, state = start(model, *first, room=2)
+    embeds, lengths = pad_right(second)
+    _, state = model.extend(embeds, lengths, state)
+    _, state = model.decode(np.array([11, 12]), state)
+    state = model.rewind(state, np.array(back))
+    later = [prompt(model, n, 30 + n) for n in (2, 6)]
+    logits, after = model.extend(*pad_right(later), state)
+    begun = [one[:length] for one, length in zip(dialogues, back, strict=True)]
+    whole = [np.concatenate(turns) for turns in zip(begun, later, strict=True)]
+    close(logits, start(model, *whole)[0])
+    assert after.lengths.tolist() == [len(one) for one in whole]
+
+
+@pytest.mark.parametrize("lengths", [[6, 2], [5, 0], [1], [5, 3]])
+def test_a_cache_goes_back_only(model: LanguageModel, lengths: list[int]) -> None:
+    _, state = start(model, prompt(model, 5), prompt(model, 2))
+    with pytest.raises(StateError, match="cannot go back"):
+        model.rewind(state, np.array(lengths))
+    _, after = model.decode(np.array([9, 9]), state)
+    with pytest.raises(StateError, match="continued before"):
+        model.rewind(state, np.array([4, 2]))
+    model.rewind(after, np.array([4, 2]))
+    with pytest.raises(StateError, match="continued before"):
+        model.decode(np.array([9, 9]), after)
+
+
+@pytest.mark.parametrize("position", [0, 1, 17, 39])
+@pytest.mark.parametrize("kind", ["keys", "values"])
+def test_nan_in_the_cache_is_one_clear_error(
+    kind: str, position: int, model: LanguageModel
+) -> None:
+    _, state = start(model, prompt(model, 40))
+    poison(state, kind, position)
+    with pytest.raises(FeatureError, match=r"holds NaN.*the weights or the KV cache are broken"):
+        model.decode(np.array([9]), state)
+    logits, _ = start(model, prompt(model, 5))
+    assert np.isfinite(logits).all()

@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from paddle_recomp.errors import ImageError, ImageNotFoundError
 from paddle_recomp.preprocess import load_image
+from tests.threads import at_once
 
 RED = (200, 30, 40)
 
@@ -171,6 +173,29 @@ def test_exif_orientation(orientation: int) -> None:
 def test_broken_exif_is_no_reason_to_refuse() -> None:
     data = file_bytes(noise(), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert load_image(data).size == (64, 48)
+
+
+def _pixels(image: Image.Image, thread: int) -> np.ndarray:
+    return np.asarray(load_image(image))
+
+
+def test_a_picture_that_threads_share_is_decoded_once(tmp_path: Path) -> None:
+    """Pillow opens a file without reading it; whoever asks for its pixels decodes it."""
+    noise(800, 600).save(tmp_path / "noise.jpg")
+    expected = np.asarray(load_image(tmp_path / "noise.jpg"))
+    for _ in range(5):
+        with Image.open(tmp_path / "noise.jpg") as image:
+            for found in at_once(8, partial(_pixels, image)):
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_a_damaged_picture_that_is_open_already(tmp_path: Path) -> None:
+    data = file_bytes(noise(), "JPEG")
+    with (
+        Image.open(io.BytesIO(data[: len(data) // 2])) as image,
+        pytest.raises(ImageError, match="the picture is damaged"),
+    ):
+        load_image(image)
 
 
 def test_the_callers_image_is_left_alone() -> None:

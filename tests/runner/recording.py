@@ -16,6 +16,7 @@ class Recording:
         self.model = model
         self.read: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
+        self.state: State | None = None
         self.fails_at: int | None = None
 
     @property
@@ -42,11 +43,15 @@ class Recording:
             raise KeyboardInterrupt
         return self._note(self.embed(ids)[:, None], self.model.decode(ids, state))
 
+    def rewind(self, state: State, lengths: np.ndarray) -> State:
+        return self.model.rewind(state, lengths)
+
     def _note(
         self, embeds: np.ndarray, given: tuple[np.ndarray, State]
     ) -> tuple[np.ndarray, State]:
         self.read.append(embeds[0])
         self.logits.append(given[0])
+        self.state = given[1]
         return given
 
 

@@ -14,14 +14,22 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.conversation import Conversation, Mode
 from paddle_recomp.demo import demo_pictures
 from paddle_recomp.encoder import ImageEncoder, SeenImage
-from paddle_recomp.errors import ConfigError, ContextLengthError, QuestionError, StateError
+from paddle_recomp.errors import (
+    ConfigError,
+    ContextLengthError,
+    FeatureError,
+    QuestionError,
+    StateError,
+)
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.loading import find_checkpoint
 from paddle_recomp.preprocess import TEMPLATES, Turn, render
 from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, Compressed
+from tests.llm.conftest import poison
 from tests.runner.recording import Recording, embeddings
+from tests.threads import at_once
 
 QUESTIONS = ["what digit is red?", "where is the circle?", "what shape is blue?", "how many?"]
 MODES: tuple[Mode, ...] = ("recompress", "append", "keep")
@@ -170,20 +178,36 @@ def interrupt_by_cancelling(chat: Conversation, heard: Recording) -> None:
     assert stream.answer.finish_reason == "cancelled"
 
 
-def interrupt_by_an_error(chat: Conversation, heard: Recording) -> None:
+def interrupt_inside_the_model(chat: Conversation, heard: Recording) -> None:
     heard.fails_at = len(heard.logits) + 1
     with pytest.raises(KeyboardInterrupt):
         chat.ask(QUESTIONS[2], BUDGET, SHORT)
     heard.fails_at = None
 
 
+def interrupt_by_nan(chat: Conversation, heard: Recording) -> None:
+    pieces = iter(chat.stream(QUESTIONS[2], BUDGET, SHORT))
+    next(pieces)
+    assert heard.state is not None
+    poison(heard.state)
+    with pytest.raises(FeatureError, match="the weights or the KV cache are broken"):
+        list(pieces)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "interrupt", [interrupt_by_closing, interrupt_by_cancelling, interrupt_by_an_error]
+    ("interrupt", "loses_the_cache"),
+    [
+        (interrupt_by_closing, False),
+        (interrupt_by_cancelling, False),
+        (interrupt_inside_the_model, True),
+        (interrupt_by_nan, True),
+    ],
 )
 def test_an_interrupted_question_was_never_asked(
     mode: Mode,
     interrupt: Callable[[Conversation, Recording], None],
+    loses_the_cache: bool,
     recording: tuple[VLM, Recording],
     seen: SeenImage,
 ) -> None:
@@ -195,10 +219,12 @@ def test_an_interrupted_question_was_never_asked(
     assert chat.turns == other.turns
     after, expected = (one.ask(QUESTIONS[1], BUDGET, SHORT) for one in (chat, other))
     assert after.token_ids == expected.token_ids
+    np.testing.assert_allclose(after.logprobs, expected.logprobs, rtol=0, atol=1e-4)
     assert chat._past.ids == other._past.ids
     images, blocks = blocks_of(vlm, seen, mode, QUESTIONS[:2])
     turns = [chat.turns[0], Turn(QUESTIONS[1], None, images[1])]
-    assert after.prefilled == len(embeddings(vlm, turns, blocks)), "the cache was lost"
+    whole = len(embeddings(vlm, turns, blocks))
+    assert after.prefilled == (whole if loses_the_cache else expected.prefilled)
     third = [one.ask(QUESTIONS[3], BUDGET, SHORT).prefilled for one in (chat, other)]
     assert third[0] == third[1], "and there is one again"
 
@@ -230,6 +256,36 @@ def test_two_answers_at_once(vlm: VLM, seen: SeenImage) -> None:
     with pytest.raises(StateError, match="another question"):
         list(first)
     assert [turn.answer for turn in chat.turns] == [answer.text]
+
+
+def test_two_threads_ask_one_conversation(
+    recording: tuple[VLM, Recording], seen: SeenImage
+) -> None:
+    """At least one is answered, whoever is not is told so, and the dialogue is that of those who
+    were."""
+    vlm, _ = recording
+
+    for _ in range(6):
+        chat = vlm.chat(seen, "append")
+        chat.ask(QUESTIONS[0], BUDGET, SHORT)
+
+        def ask(thread: int, chat: Conversation = chat) -> Answer | StateError:
+            try:
+                return chat.ask(QUESTIONS[1 + thread], BUDGET, SHORT)
+            except StateError as error:
+                return error
+
+        ends = at_once(2, ask)
+        refused = {str(one) for one in ends if isinstance(one, StateError)}
+        assert refused <= {"another question was asked before this answer ended"}
+        answered = sorted(one.text for one in ends if isinstance(one, Answer))
+        assert answered
+        assert sorted(str(turn.answer) for turn in chat.turns[1:]) == answered
+        alone = vlm.chat(seen, "append")
+        for turn in chat.turns:
+            alone.ask(turn.question, BUDGET, SHORT)
+        found, expected = (one.ask(QUESTIONS[3], BUDGET, SHORT) for one in (chat, alone))
+        assert (found.token_ids, chat._past.ids) == (expected.token_ids, alone._past.ids)
 
 
 def test_unknown_mode(vlm: VLM, seen: SeenImage) -> None:
@@ -265,6 +321,10 @@ class Scripted:
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         state.spend(self)
         return self._next(state.lengths + 1)
+
+    def rewind(self, state: State, lengths: np.ndarray) -> State:
+        assert (lengths < state.lengths).all()
+        return State(lengths, self, state.spend(self))
 
     def _next(self, lengths: np.ndarray) -> tuple[np.ndarray, State]:
         logits = np.zeros((1, self.vocabulary), dtype=np.float32)
@@ -322,7 +382,7 @@ def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage)
 def test_a_stop_text_is_no_part_of_the_dialogue(
     stop: str, text: str, vlm: VLM, seen: SeenImage
 ) -> None:
-    """If the model has not read its beginning, the cache goes on."""
+    """The cache goes on behind what was said before it, also where the model has read on."""
     words = vlm.tokenizer
     said = words.encode("ASSISTANT: red top left")[len(words.encode("ASSISTANT:")) :]
     assert len(said) == 3
@@ -335,7 +395,7 @@ def test_a_stop_text_is_no_part_of_the_dialogue(
     whole = words.encode(render(vlm.encoder.template, turns))
     assert chat._past.ids == (*whole, *said)
     first = words.encode(render(vlm.encoder.template, [Turn(QUESTIONS[0], images=1)]))
-    kept = len(first) - 1 + 20 + 2 if stop == "left" else 0
+    kept = len(first) - 1 + 20 + len(text.split())
     assert second.prefilled == len(whole) - 1 + 20 - kept
 
 

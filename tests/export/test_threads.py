@@ -1,0 +1,80 @@
+"""Threads that share a model: each gets what it gets alone, whatever runs the graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_recomp.backends.sessions import open_session
+from paddle_recomp.bundle import Bundle
+from paddle_recomp.cache import FeatureCache
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.demo import demo_pictures
+from paddle_recomp.loading import demo_folder, load
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Answer
+from tests.threads import at_once
+
+Fresh = Callable[[FeatureCache | None], VLM]
+
+ASKED = [questions[i % 2] for i, questions in enumerate(demo_pictures().values())]
+BUDGET = TokenBudget(tokens=24)
+SHORT = GenerationConfig(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module", params=["eager", "onnx", "paddle"])
+def fresh(request: pytest.FixtureRequest, paddle_bundle: Bundle) -> Fresh:
+    """A model that has run nothing yet."""
+
+    def make(cache: FeatureCache | None = None) -> VLM:
+        if request.param == "eager":
+            folder = demo_folder()
+            return load(folder / "llava", folder / "clip", cache=cache)
+        return load(paddle_bundle.folder, backend=request.param, cache=cache)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(fresh: Fresh) -> list[Answer]:
+    vlm = fresh(None)
+    return [vlm.ask(one.picture, one.question, BUDGET, SHORT) for one in ASKED]
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("cached", [False, True])
+def test_each_gets_the_answer_that_it_gets_alone(
+    count: int, cached: bool, fresh: Fresh, alone: list[Answer]
+) -> None:
+    """Other pictures and questions at the same time; the cache is too small for all of them."""
+    vlm = fresh(FeatureCache(max_bytes=2**20) if cached else None)
+
+    def ask(thread: int) -> list[tuple[int, Answer]]:
+        chosen = [(thread + turn) % len(ASKED) for turn in range(24 // count)]
+        return [(i, vlm.ask(ASKED[i].picture, ASKED[i].question, BUDGET, SHORT)) for i in chosen]
+
+    for i, answer in chain(*at_once(count, ask)):
+        assert answer.token_ids == alone[i].token_ids
+        (found,), (expected,) = answer.compressed, alone[i].compressed
+        for name, value in expected._asdict().items():
+            np.testing.assert_array_equal(getattr(found, name), value)
+
+
+def test_all_of_them_use_one_session(
+    paddle_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session holds the weights of its graph."""
+    opened: list[str] = []
+
+    def counted(path: Any, *options: Any) -> Any:
+        opened.append(path.name)
+        return open_session(path, *options)
+
+    monkeypatch.setattr("paddle_recomp.backends.onnx.open_session", counted)
+    vlm = load(paddle_bundle.folder)
+    at_once(8, lambda _: vlm.ask(ASKED[0].picture, ASKED[0].question, BUDGET, SHORT))
+    assert sorted(opened) == ["compress.onnx", "text.onnx", "vision.onnx"]
