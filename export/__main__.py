@@ -13,17 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from paddle_recomp.cli import (
+from paddle_recomp.cli import quiet_paddle, run_app, warnings_as_lines
+from paddle_recomp.errors import ConfigError, MissingDependencyError
+from paddle_recomp.options import (
     ClipOption,
     MethodOption,
     PresetOption,
     SwitchOption,
     config_from_options,
-    quiet_paddle,
-    run_app,
-    warnings_as_lines,
 )
-from paddle_recomp.errors import ConfigError, MissingDependencyError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -1,4 +1,4 @@
-"""The command `recomp`: ask, explain, info, demo, bench."""
+"""The command `recomp`: ask, chat, explain, info, demo, bench."""
 
 from __future__ import annotations
 
@@ -26,10 +26,41 @@ from rich.progress import (
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget, preset
-from paddle_recomp.encoder import ImageEncoder
+from paddle_recomp.cache import FeatureCache
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.conversation import DEFAULT_MODE, check_mode
 from paddle_recomp.errors import ConfigError, RecompError, RecompWarning
-from paddle_recomp.explain import draw_answer
+from paddle_recomp.explain import save_answer
+from paddle_recomp.options import (
+    DEFAULTS,
+    BackendOption,
+    CacheOption,
+    ClipOption,
+    DeviceOption,
+    FullOption,
+    ImagesArgument,
+    JsonOption,
+    LlmOption,
+    MaxNewTokensOption,
+    MaxTokensOption,
+    MethodOption,
+    ModelArgument,
+    ModelOption,
+    PrecisionOption,
+    PresetOption,
+    QuestionArgument,
+    RatioOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    StopOption,
+    SwitchOption,
+    TemperatureOption,
+    TokensOption,
+    TopKOption,
+    TopPOption,
+    TtftOption,
+    config_from_options,
+)
 from paddle_recomp.preprocess import check_question, load_image
 from paddle_recomp.reports import (
     answer_dict,
@@ -38,7 +69,6 @@ from paddle_recomp.reports import (
     print_checkpoint,
     working,
 )
-from paddle_recomp.types import Compressed
 
 # Typer brings its own copy of click and exports of its errors only this subclass.
 _UsageError: Any = typer.BadParameter.__base__
@@ -48,95 +78,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Ask a LLaVA-class model about a picture with the visual tokens that matter.",
 )
-
-DEFAULTS = GenerationConfig()
-
-ImagesArgument = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="IMAGE", help="Picture files.", default_factory=list, show_default=False
-    ),
-]
-QuestionArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="QUESTION", help="The pictures stand in front of it, or at each <image> in it."
-    ),
-]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL")]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="A checkpoint or bundle folder; `demo`: the embedded bundle; `demo-checkpoint`: what "
-        "it was exported from, in Paddle.",
-    ),
-]
-ClipOption = Annotated[
-    Path | None, typer.Option("--clip", help="The CLIP folder; default: MODEL/clip.")
-]
-LlmOption = Annotated[
-    Path | None,
-    typer.Option("--llm", help="For a bundle without one: the checkpoint with its language model."),
-]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", help="corrected (the paper's words, default) or faithful (its code)."),
-]
-MethodOption = Annotated[
-    str | None, typer.Option("--method", help="recoverable, visual, random or uniform.")
-]
-SwitchOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set one switch of the algorithm."),
-]
-TokensOption = Annotated[int | None, typer.Option("--tokens", help="Exactly this many tokens.")]
-RatioOption = Annotated[
-    float | None, typer.Option("--ratio", help="Exactly this share of the patches, as 0.125.")
-]
-MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", help="At most this many tokens.")
-]
-TtftOption = Annotated[
-    float | None,
-    typer.Option(
-        "--ttft-ms", help="As many as let the answer begin in time; measures this machine once."
-    ),
-]
-FullOption = Annotated[bool, typer.Option("--full", help="All tokens: no compression.")]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device", help="cpu, gpu or gpu:N; for a bundle cpu, cuda, tensorrt or openvino."
-    ),
-]
-MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="The longest answer.")]
-TemperatureOption = Annotated[
-    float, typer.Option("--temperature", help="Draw tokens; 0: always the likeliest one.")
-]
-TopKOption = Annotated[int | None, typer.Option("--top-k", help="Draw from the K likeliest.")]
-TopPOption = Annotated[
-    float, typer.Option("--top-p", help="Draw from the fewest likeliest with this mass.")
-]
-RepetitionPenaltyOption = Annotated[
-    float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Draw the same answer again.")]
-StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", help="End in front of this text; may be repeated.")
-]
-BackendOption = Annotated[
-    str | None,
-    typer.Option("--backend", help="For a bundle: onnx (default) or paddle (Paddle Inference)."),
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="Of Paddle Inference: fp32 (default), bf16, int8; of openvino: fp32, bf16.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -179,6 +120,7 @@ def ask(
     device: DeviceOption = "cpu",
     backend: BackendOption = None,
     precision: PrecisionOption = None,
+    cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer QUESTION about one IMAGE, several, or none."""
@@ -197,9 +139,10 @@ def ask(
     )
     pictures = _check_inputs(images, question, overlay)
     console = Console(stderr=True)
+    features = None if cache is None else FeatureCache(folder=cache)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         with _loading(console, model) as on_progress:
-            vlm = load(model, clip, config, device, on_progress, llm, backend, precision)
+            vlm = load(model, clip, config, device, on_progress, llm, backend, precision, features)
         if budget.ttft_ms is not None:
             with working(console, "measuring this machine, once"):
                 vlm.latency()
@@ -210,7 +153,61 @@ def ask(
     else:
         print_answer(Console(highlight=False), answer)
     if overlay is not None:
-        _save_overlay(overlay, pictures, question, answer.text, vlm.encoder, answer.compressed)
+        processor = vlm.encoder.image_processor
+        save_answer(overlay, pictures, answer.compressed, processor, question, answer.text)
+
+
+@app.command()
+def chat(
+    images: ImagesArgument,
+    model: ModelOption = "demo",
+    clip: ClipOption = None,
+    llm: LlmOption = None,
+    preset_name: PresetOption = None,
+    method: MethodOption = None,
+    switches: SwitchOption = None,
+    tokens: TokensOption = None,
+    ratio: RatioOption = None,
+    max_tokens: MaxTokensOption = None,
+    ttft_ms: TtftOption = None,
+    full: FullOption = False,
+    mode: Annotated[str, typer.Option("--mode", help="append, recompress or keep.")] = DEFAULT_MODE,
+    max_new_tokens: MaxNewTokensOption = DEFAULTS.max_new_tokens,
+    temperature: TemperatureOption = DEFAULTS.temperature,
+    top_k: TopKOption = DEFAULTS.top_k,
+    top_p: TopPOption = DEFAULTS.top_p,
+    repetition_penalty: RepetitionPenaltyOption = DEFAULTS.repetition_penalty,
+    seed: SeedOption = DEFAULTS.seed,
+    stop: StopOption = None,
+    device: DeviceOption = "cpu",
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Talk about one IMAGE, several, or none: questions and commands, line by line (`/help`)."""
+    from paddle_recomp.chat.session import ChatSession
+    from paddle_recomp.chat.terminal import run
+    from paddle_recomp.loading import load
+
+    config = config_from_options(preset_name, method, switches)
+    budget = TokenBudget(tokens, max_tokens, full, ratio, ttft_ms)
+    generation = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    check_mode(mode)
+    for image in images:
+        load_image(image)
+    features = FeatureCache(folder=cache)
+    with quiet_paddle(), warnings_as_lines():
+        with _loading(Console(stderr=True), model) as on_progress:
+            vlm = load(model, clip, config, device, on_progress, llm, backend, precision, features)
+        run(ChatSession(vlm, Console(), images, mode, budget, generation))
 
 
 @app.command()
@@ -248,7 +245,7 @@ def explain(
             encoder = load_encoder(found, config, device, backend=backend, precision=precision)
         with working(console, "compressing"):
             (prompt,) = encoder.compress([encoder.see(images)], [question], budget)
-    _save_overlay(output, pictures, question, None, encoder, prompt.compressed)
+    save_answer(output, pictures, prompt.compressed, encoder.image_processor, question)
     typer.echo(output)
 
 
@@ -375,24 +372,6 @@ def _refuse(name: str, message: str) -> int:
     return 2
 
 
-def config_from_options(
-    name: str | None, method: str | None, switches: list[str] | None
-) -> CompressionConfig | None:
-    """The configuration that the options ask for, None when they ask for nothing.
-
-    Raises: ConfigError for an unknown preset, method, switch or value."""
-    if name is None and method is None and not switches:
-        return None
-    config = preset(name or "corrected")
-    options: dict[str, Any] = {} if method is None else {"method": method}
-    for switch in switches or []:
-        key, equals, value = switch.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {switch}: expected NAME=VALUE")
-        options[key] = value
-    return config.with_text_options(**options)
-
-
 def _check_inputs(images: Sequence[Path], question: str, output: Path | None) -> list[Image.Image]:
     """The pictures. Everything that can be refused before a model is loaded is refused here."""
     if not images and Path(question).is_file():
@@ -404,21 +383,6 @@ def _check_inputs(images: Sequence[Path], question: str, output: Path | None) ->
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
     return pictures
-
-
-def _save_overlay(
-    path: Path,
-    pictures: Sequence[Image.Image],
-    question: str,
-    answer: str | None,
-    encoder: ImageEncoder,
-    compressed: Sequence[Compressed],
-) -> None:
-    drawn = draw_answer(pictures, compressed, encoder.image_processor, question, answer)
-    try:
-        drawn.save(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot write the overlay: {error}") from error
 
 
 @contextmanager

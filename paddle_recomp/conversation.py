@@ -260,10 +260,12 @@ class Conversation:
         return tuple(self._speaker.tokenizer.encode(text))
 
 
-def check_mode(mode: str) -> None:
-    """Raises: ConfigError for an unknown mode."""
-    if mode not in get_args(Mode):
-        raise ConfigError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
+def check_mode(mode: str) -> Mode:
+    """A mode by its name. Raises: ConfigError for an unknown one."""
+    for known in get_args(Mode):
+        if mode == known:
+            return known
+    raise ConfigError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
 
 
 def _behind(known: Sequence[int], whole: Sequence[int]) -> Sequence[int]:

@@ -49,13 +49,18 @@ def timing_line(timing: Timing) -> str:
     return ", ".join(f"{name} {getattr(timing, key) * 1e3:.1f} ms" for key, name in STEPS.items())
 
 
-def print_answer(console: Console, answer: Answer) -> None:
-    """The answer, and under it whether it was cut, and what it cost."""
-    console.print(answer.text, markup=False)
+def cost_lines(answer: Answer) -> list[str]:
+    """What stands under an answer: whether it was cut, and what it cost."""
     lines = [token_line(answer), timing_line(answer.timing)]
     if answer.finish_reason == "length":
         lines.insert(0, f"cut at the longest answer: --max-new-tokens {len(answer.token_ids)}")
-    for line in lines:
+    return lines
+
+
+def print_answer(console: Console, answer: Answer) -> None:
+    """The answer, and what stands under it."""
+    console.print(answer.text, markup=False)
+    for line in cost_lines(answer):
         console.print(line, style="dim", markup=False, soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(paddle_recomp.__file__).parent
 LAYERS: list[set[str]] = [
     {""},  # the package's face
     {"cli"},
-    {"demo", "bench"},
+    {"demo", "chat", "bench", "options"},
     {"explain", "reports", "loading"},
     {"runner"},
     {"conversation"},
@@ -110,10 +110,10 @@ def test_the_library_knows_nothing_of_the_tools_around_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["paddle_recomp", "paddle_recomp.cli", "paddle_recomp.loading"])
-def test_onnxruntime_is_loaded_when_a_bundle_is(module: str) -> None:
-    code = f"import sys, {module}; print('onnxruntime' in sys.modules)"
+def test_what_takes_long_is_loaded_when_it_is_needed(module: str) -> None:
+    code = f"import sys, {module}; print({{'onnxruntime', 'prompt_toolkit'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,7 @@ def test_onnxruntime_is_loaded_when_a_bundle_is(module: str) -> None:
         "preprocess",
         "conversation",
         "bench",
+        "chat.terminal",
         "cache",
         "llm.generation",
         "llm.onnx_decoder",

@@ -2,14 +2,16 @@
 others."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
+from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain.page import beside, draw_overlay
 from paddle_recomp.preprocess import ImageProcessor, crop_box
 from paddle_recomp.types import Compressed, stage_counts
 
-__all__ = ["draw_answer", "draw_overlay", "stage_counts"]
+__all__ = ["draw_answer", "draw_overlay", "save_answer", "stage_counts"]
 
 
 def draw_answer(
@@ -27,3 +29,21 @@ def draw_answer(
         box = crop_box(picture.size, processor)
         pages.append(draw_overlay(picture, one, (side, side), box, question, answer))
     return beside(pages)
+
+
+def save_answer(
+    path: Path,
+    pictures: Sequence[Image.Image],
+    compressed: Sequence[Compressed],
+    processor: ImageProcessor,
+    question: str,
+    answer: str | None = None,
+) -> None:
+    """`draw_answer` into a file.
+
+    Raises: ConfigError when it cannot be written."""
+    drawn = draw_answer(pictures, compressed, processor, question, answer)
+    try:
+        drawn.save(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot write the overlay: {error}") from error

@@ -1,0 +1,156 @@
+"""What a chat does with its lines, whatever terminal, file or test they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from rich.console import Console
+
+from paddle_recomp.chat.commands import (
+    COMMANDS,
+    Command,
+    describe_budget,
+    parse_budget,
+    parse_line,
+)
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.conversation import DEFAULT_MODE, check_mode
+from paddle_recomp.encoder import Images
+from paddle_recomp.errors import ConfigError, RecompError
+from paddle_recomp.explain import save_answer
+from paddle_recomp.reports import cost_lines, working
+from paddle_recomp.runner import VLM
+from paddle_recomp.types import Answer, AnswerStream
+
+OVERLAY = "explain.png"
+
+
+class ChatSession:
+    """A conversation, and what can be changed about it. Everything is printed to a console; an
+    error is one line there and changes nothing."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        console: Console,
+        images: Images = (),
+        mode: str = DEFAULT_MODE,
+        budget: TokenBudget | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> None:
+        """Raises: ImageError, FeatureError, ConfigError (mode)."""
+        self._vlm, self._console = vlm, console
+        self._budget, self._generation = budget or TokenBudget(), generation
+        self._stream: AnswerStream | None = None
+        self._begin(images, mode)
+
+    def take(self, line: str) -> bool:
+        """Does what a line says; False when it ends the session."""
+        try:
+            meant = parse_line(line)
+            if isinstance(meant, Command):
+                return self._do(meant)
+            if meant:
+                self._ask(meant)
+        except RecompError as error:
+            self._say(" ".join(str(error).split()), "red")
+        return True
+
+    def cancel(self) -> bool:
+        """Cuts the answer that is being given; False where there is none, or it was cut before.
+        Safe in the handler of a signal."""
+        stream = self._stream
+        if stream is None or stream.cancelled:
+            return False
+        stream.cancel()
+        return True
+
+    def _do(self, command: Command) -> bool:
+        words = command.words
+        if command.name == "/image":
+            if not words:
+                raise ConfigError(f"/image needs a picture: /image {COMMANDS['/image'][0]}")
+            with working(self._console, "seeing"):
+                self._begin([Path(word).expanduser() for word in words], self._chat.mode)
+            for word, image in zip(words, self._chat.images, strict=True):
+                width, height = image.picture.size
+                self._say(
+                    f"{word}: {width}×{height} pixels, {image.num_patches} patches, seen in "
+                    f"{image.seconds * 1e3:.1f} ms"
+                )
+        elif command.name == "/tokens":
+            if words:
+                self._budget = parse_budget(words)
+            self._say(f"tokens: {describe_budget(self._budget)}")
+        elif command.name == "/mode":
+            if words:
+                self._begin(self._chat.images, " ".join(words))
+            self._say(f"mode: {self._chat.mode}")
+        elif command.name == "/new":
+            self._begin(self._chat.images, self._chat.mode)
+        elif command.name == "/explain":
+            self._explain(words)
+        elif command.name == "/history":
+            for question, answer in self._answers:
+                self._say(f"> {question}", "bold")
+                self._say(answer.text, "")
+                self._say_costs(answer)
+        elif command.name == "/help":
+            for name, (usage, what) in COMMANDS.items():
+                self._say(f"{name} {usage}".ljust(40) + what)
+            self._say("Anything else is a question. Ctrl-C cuts an answer.")
+        return command.name != "/quit"
+
+    def _begin(self, images: Images, mode: str) -> None:
+        self._chat = self._vlm.chat(images, check_mode(mode))
+        self._answers: list[tuple[str, Answer]] = []
+
+    def _ask(self, question: str) -> None:
+        self._stream = stream = self._chat.stream(question, self._budget, self._generation)
+        try:
+            with closing(self._pieces(stream)) as pieces:
+                for piece in pieces:
+                    self._say(piece, "", end="")
+        finally:
+            self._stream = None
+            if stream.answer is not None:
+                self._say("")
+        if stream.answer is None or stream.answer.finish_reason == "cancelled":
+            self._say("interrupted: this question was never asked")
+            return
+        self._answers.append((question, stream.answer))
+        self._say_costs(stream.answer)
+
+    def _pieces(self, stream: AnswerStream) -> Generator[str, None, None]:
+        """The pieces of an answer, without the space in front of it."""
+        pieces = iter(stream)
+        with working(self._console, "reading"):
+            first = next((piece for piece in pieces if piece.strip()), "")
+        yield first.lstrip()
+        yield from pieces
+
+    def _explain(self, words: Sequence[str]) -> None:
+        if len(words) > 1:
+            raise ConfigError(f"/explain takes one file; found {len(words)}")
+        if not self._answers:
+            raise ConfigError("there is no answer to explain yet")
+        question, answer = self._answers[-1]
+        if not answer.compressed:
+            raise ConfigError("the conversation has no picture to explain")
+        path = Path(words[0] if words else OVERLAY).expanduser()
+        pictures = [image.picture for image in self._chat.images]
+        processor = self._vlm.encoder.image_processor
+        save_answer(path, pictures, answer.compressed, processor, question, answer.text)
+        self._say(str(path), "")
+
+    def _say_costs(self, answer: Answer) -> None:
+        *others, times = cost_lines(answer)
+        for line in (*others, f"{times}, {answer.prefilled} positions prefilled"):
+            self._say(line)
+
+    def _say(self, text: str, style: str = "dim", end: str = "\n") -> None:
+        self._console.print(
+            text, style=style, end=end, markup=False, highlight=False, soft_wrap=True
+        )
