@@ -11,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
+from paddle_recomp.backends.base import PARTS as GRAPHS
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.backends.cached import CachedBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
@@ -235,15 +236,20 @@ def _bundle_encoder(
 
 
 def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | None) -> Backend:
+    """With the graphs loaded that stand in front of the language model."""
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
     if name == "paddle":
         from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 
-        return PaddleInferenceBackend(bundle, precision or "fp32", device)
+        predictors = PaddleInferenceBackend(bundle, precision or "fp32", device)
+        predictors.open(GRAPHS)
+        return predictors
     from paddle_recomp.backends.onnx import OnnxBackend
 
-    return OnnxBackend(bundle, [device], precision=precision)
+    sessions = OnnxBackend(bundle, [device], precision=precision)
+    sessions.open(GRAPHS)
+    return sessions
 
 
 def _checkpoint_encoder(

@@ -16,7 +16,7 @@ from paddle_recomp.errors import RecompWarning
 
 
 class OnnxBackend:
-    """Runs a bundle in ONNX Runtime; each graph is loaded when it is first used."""
+    """Runs a bundle in ONNX Runtime; each graph is loaded by `open`, or when it is first used."""
 
     def __init__(
         self,
@@ -43,6 +43,13 @@ class OnnxBackend:
         self.precision = precision
         self._sessions: dict[Graph, Any] = {}
         self._opening = threading.Lock()
+
+    def open(self, graphs: Sequence[Graph]) -> None:
+        """Loads graphs ahead of their first run, so that no question pays for it.
+
+        Raises: BundleError for a broken graph; DeviceError when a provider does not start."""
+        for graph in graphs:
+            self._session(graph)
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`.

@@ -73,7 +73,7 @@ class Predictor:
 
 
 class PaddleInferenceBackend:
-    """Runs a bundle in Paddle Inference; each graph is loaded when it is first used.
+    """Runs a bundle in Paddle Inference; each graph is loaded by `open`, or when it is first used.
 
     In bfloat16 and INT8 only the towers are: the compressor compares scores, which would round to
     ties. As Paddle cannot keep a part of a graph in float32, `encoder` then runs the other three,
@@ -107,6 +107,13 @@ class PaddleInferenceBackend:
         self.bundle, self.precision, self.device, self.threads = bundle, precision, device, threads
         self._predictors: dict[Graph, Predictor] = {}
         self._lock = threading.Lock()
+
+    def open(self, graphs: Sequence[Graph]) -> None:
+        """Loads graphs ahead of their first run, so that no question pays for it.
+
+        Raises: BundleError for a broken graph."""
+        for graph in graphs:
+            self._predictor(graph)
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`. Threads that run the same graph take turns.

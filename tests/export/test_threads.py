@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.cache import FeatureCache
@@ -64,17 +65,36 @@ def test_each_gets_the_answer_that_it_gets_alone(
             np.testing.assert_array_equal(getattr(found, name), value)
 
 
-def test_all_of_them_use_one_session(
-    paddle_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session holds the weights of its graph."""
-    opened: list[str] = []
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that became sessions."""
+    names: list[str] = []
 
-    def counted(path: Any, *options: Any) -> Any:
-        opened.append(path.name)
+    def noted(path: Any, *options: Any) -> Any:
+        names.append(path.name)
         return open_session(path, *options)
 
-    monkeypatch.setattr("paddle_recomp.backends.onnx.open_session", counted)
+    monkeypatch.setattr("paddle_recomp.backends.onnx.open_session", noted)
+    return names
+
+
+def test_a_session_is_opened_once(paddle_bundle: Bundle, opened: list[str]) -> None:
+    """It holds the weights of its graph."""
+    backend = OnnxBackend(paddle_bundle)
+    ids = np.zeros((1, paddle_bundle.question_positions), dtype=np.int64)
+    at_once(8, lambda _: backend.run("text", {"question_ids": ids}))
+    assert opened == ["text.onnx"]
+
+
+def test_no_question_pays_for_loading(paddle_bundle: Bundle, opened: list[str]) -> None:
     vlm = load(paddle_bundle.folder)
-    at_once(8, lambda _: vlm.ask(ASKED[0].picture, ASKED[0].question, BUDGET, SHORT))
-    assert sorted(opened) == ["compress.onnx", "text.onnx", "vision.onnx"]
+    parts = ["compress.onnx", "text.onnx", "vision.onnx"]
+    assert sorted(opened) == parts
+    vlm.ask(ASKED[0].picture, ASKED[0].question, BUDGET, SHORT)
+    assert sorted(opened) == parts
+
+
+def test_nor_in_paddle_inference(paddle_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = load(paddle_bundle.folder, backend="paddle")
+    monkeypatch.delattr("paddle_recomp.backends.paddle_inference.Predictor")
+    vlm.ask(ASKED[0].picture, ASKED[0].question, BUDGET, SHORT)
