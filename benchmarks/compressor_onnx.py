@@ -31,8 +31,8 @@ from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.cli import quiet_paddle
 from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.console import quiet_paddle
 from paddle_recomp.methods import compress
 
 SPEC = SHAPES["tiny-llava-1.1b"]

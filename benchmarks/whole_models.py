@@ -17,7 +17,7 @@ from typing import Any
 from paddle_recomp.bench import COLUMNS, BenchConfig, Report, bench, cells, shape_line
 from paddle_recomp.bench.measure import FULL
 from paddle_recomp.bench.table import conditions, machine_line
-from paddle_recomp.cli import quiet_paddle, warnings_as_lines
+from paddle_recomp.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.demo import demo_pictures
 from paddle_recomp.loading import find, load
 

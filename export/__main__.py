@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from paddle_recomp.cli import quiet_paddle, run_app, warnings_as_lines
+from paddle_recomp.console import quiet_paddle, run_app, warnings_as_lines
 from paddle_recomp.errors import ConfigError, MissingDependencyError
 from paddle_recomp.options import (
     ClipOption,

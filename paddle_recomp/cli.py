@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.cache import FeatureCache
 from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.console import (
+    loading_bar,
+    measuring_bar,
+    quiet_paddle,
+    run_app,
+    warnings_as_lines,
+)
 from paddle_recomp.conversation import DEFAULT_MODE, check_mode
-from paddle_recomp.errors import ConfigError, RecompError, RecompWarning
+from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import save_answer
 from paddle_recomp.options import (
     DEFAULTS,
@@ -69,9 +65,6 @@ from paddle_recomp.reports import (
     print_checkpoint,
     working,
 )
-
-# Typer brings its own copy of click and exports of its errors only this subclass.
-_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     add_completion=False,
@@ -141,7 +134,7 @@ def ask(
     console = Console(stderr=True)
     features = None if cache is None else FeatureCache(folder=cache)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
-        with _loading(console, model) as on_progress:
+        with loading_bar(console, model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm, backend, precision, features)
         if budget.ttft_ms is not None:
             with working(console, "measuring this machine, once"):
@@ -205,7 +198,7 @@ def chat(
         load_image(image)
     features = FeatureCache(folder=cache)
     with quiet_paddle(), warnings_as_lines():
-        with _loading(Console(stderr=True), model) as on_progress:
+        with loading_bar(Console(stderr=True), model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm, backend, precision, features)
         run(ChatSession(vlm, Console(), images, mode, budget, generation))
 
@@ -287,7 +280,7 @@ def demo(
     budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
     console = Console(highlight=False)
     with quiet_paddle(), warnings_as_lines():
-        with _loading(Console(stderr=True), model) as on_progress:
+        with loading_bar(Console(stderr=True), model) as on_progress:
             vlm = load(model, None, None, device, on_progress, llm)
         run_demo(vlm, budget, output, console)
 
@@ -338,9 +331,9 @@ def bench(
     )
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
-        with _loading(console, model) as on_progress:
+        with loading_bar(console, model) as on_progress:
             vlm = load(model, clip, None, device, on_progress, llm, backend, precision)
-        with _measuring(console) as on_answer:
+        with measuring_bar(console) as on_answer:
             report = measure(vlm, picture, config, on_answer)
     if as_json:
         typer.echo(json.dumps({"model": model, **report_dict(report)}, indent=2))
@@ -351,25 +344,6 @@ def bench(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `recomp`; see `run_app`."""
     return run_app(app, "recomp", arguments)
-
-
-def run_app(command: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; every expected error is one line on stderr and exit code 2."""
-    try:
-        result = command(args=arguments, prog_name=name, standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except _UsageError as error:
-        return _refuse(name, f"{error.format_message()} (see `{name} --help`)")
-    except RecompError as error:
-        return _refuse(name, str(error))
-    except (typer.Abort, KeyboardInterrupt):
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-
-
-def _refuse(name: str, message: str) -> int:
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def _check_inputs(images: Sequence[Path], question: str, output: Path | None) -> list[Image.Image]:
@@ -383,74 +357,6 @@ def _check_inputs(images: Sequence[Path], question: str, output: Path | None) ->
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
     return pictures
-
-
-@contextmanager
-def _loading(console: Console, name: str) -> Iterator[Any]:
-    """A progress bar over the bytes of a checkpoint, once loading takes longer than a second."""
-    bar = Progress(
-        TextColumn(f"loading {name}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    start, task = time.monotonic(), bar.add_task("", total=None)
-
-    def on_progress(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        late = time.monotonic() - start > 1
-        if late and console.is_terminal and not bar.live.is_started:
-            bar.start()
-
-    try:
-        yield on_progress
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-@contextmanager
-def _measuring(console: Console) -> Iterator[Any]:
-    """A progress bar over the answers of a measurement."""
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def warnings_as_lines() -> Iterator[list[str]]:
-    """Our own warnings become one line each on stderr; those of libraries are not the user's."""
-    messages: list[str] = []
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if issubclass(category, RecompWarning):
-            messages.append(str(message))
-            print(f"recomp: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", RecompWarning)
-        warnings.showwarning = show
-        yield messages
-
-
-@contextmanager
-def quiet_paddle() -> Iterator[None]:
-    """paddle and paddlenlp log their start-up; an answer should stand alone."""
-    import logging
-    import os
-
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":
