@@ -137,8 +137,8 @@ def ask(
         with loading_bar(console, model) as on_progress:
             vlm = load(model, clip, config, device, on_progress, llm, backend, precision, features)
         if budget.ttft_ms is not None:
-            with working(console, "measuring this machine, once"):
-                vlm.latency()
+            with measuring_bar(console) as on_step:
+                vlm.latency(on_step)
         with working(console, "answering"):
             answer = vlm.ask(images, question, budget, generation)
     if as_json:
@@ -325,7 +325,7 @@ def bench(
         config = replace(config, questions=(question[0], question[-1]))
     picture = image or next(iter(demo_pictures()))
     load_image(picture)
-    found = find(model, clip)
+    found = find(model, clip, llm)
     config.budgets(
         found.num_patches if isinstance(found, Bundle) else found.spec.vision.num_patches
     )

@@ -198,7 +198,11 @@ def measure(
     )
 
 
-def known_latency(model: Asked, file: Path | None) -> Latency:
+def known_latency(
+    model: Asked,
+    file: Path | None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Latency:
     """What a model takes here: read from a file, or measured, which takes a while, and kept."""
     profile = None if file is None else read_profile(file)
     if profile is not None:
@@ -206,7 +210,7 @@ def known_latency(model: Asked, file: Path | None) -> Latency:
         for answer in warm_up(model)[1]:
             latency.note(answer)
         return latency
-    profile = measure(model)
+    profile = measure(model, on_step)
     if file is not None:
         keep_profile(profile, file)
     return Latency(profile)

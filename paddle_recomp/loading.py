@@ -46,22 +46,28 @@ def demo_bundle_folder() -> Path:
 def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint folder, or that of the embedded model by either of its names.
 
-    Raises: CheckpointNotFoundError, CheckpointError."""
+    Raises: CheckpointNotFoundError, CheckpointError; ConfigError for a CLIP that it has itself."""
     if str(model) in (DEMO, DEMO_CHECKPOINT):
+        if clip is not None:
+            raise ConfigError(f"{model} has a CLIP of its own; --clip {clip} is for other folders")
         return open_checkpoint(demo_folder() / "llava", demo_folder() / "clip")
     return open_checkpoint(Path(model), None if clip is None else Path(clip))
 
 
-def find(model: str | Path, clip: str | Path | None = None) -> Checkpoint | Bundle:
+def find(
+    model: str | Path, clip: str | Path | None = None, llm: str | Path | None = None
+) -> Checkpoint | Bundle:
     """Opens what the folder is: a bundle if it has a recomp.json, else a checkpoint. `demo` is the
-    embedded bundle, `demo-checkpoint` what it was exported from.
+    embedded bundle, `demo-checkpoint` what it was exported from. For a bundle, `clip` goes with
+    `llm`.
 
     Raises: as `find_checkpoint` and `open_bundle`."""
-    if str(model) == DEMO:
-        return open_bundle(demo_bundle_folder())
-    if str(model) != DEMO_CHECKPOINT and (Path(model) / MANIFEST).is_file():
-        return open_bundle(Path(model))
-    return find_checkpoint(model, clip)
+    folder = demo_bundle_folder() if str(model) == DEMO else Path(model)
+    if str(model) == DEMO_CHECKPOINT or not (str(model) == DEMO or (folder / MANIFEST).is_file()):
+        return find_checkpoint(model, clip)
+    if clip is not None and llm is None:
+        raise ConfigError(f"{model} is a bundle and has its CLIP in it; --clip {clip} has no use")
+    return open_bundle(folder)
 
 
 def load_encoder(
@@ -110,7 +116,7 @@ def load(
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_encoder`."""
-    found, done = find(model, clip), 0
+    found, done = find(model, clip, llm), 0
 
     def on_bytes(num_bytes: int) -> None:
         nonlocal done

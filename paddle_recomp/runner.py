@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,12 +81,12 @@ class VLM:
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
         return AnswerStream(partial(self._answer, images, question, budget, generation))
 
-    def latency(self) -> Latency:
-        """What this model takes on this machine; the first time that takes a while. Budgets with a
-        `ttft_ms` need it."""
+    def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
+        """What this model takes on this machine; the first time that takes a while, of which
+        `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
         with self._measuring:
             if self._latency is None:
-                self._latency = known_latency(self, self.latency_file)
+                self._latency = known_latency(self, self.latency_file, on_step)
             return self._latency
 
     def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:

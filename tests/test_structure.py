@@ -17,7 +17,8 @@ ROOT = Path(paddle_recomp.__file__).parent
 LAYERS: list[set[str]] = [
     {""},  # the package's face
     {"cli"},
-    {"demo", "chat", "bench", "options", "console"},
+    {"demo", "chat", "bench"},
+    {"options", "console"},
     {"explain", "reports", "loading"},
     {"runner"},
     {"conversation"},

@@ -16,6 +16,7 @@ from paddle_recomp.chat.commands import (
     parse_line,
 )
 from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.console import measuring_bar
 from paddle_recomp.conversation import DEFAULT_MODE, check_mode
 from paddle_recomp.encoder import Images
 from paddle_recomp.errors import ConfigError, RecompError
@@ -42,9 +43,10 @@ class ChatSession:
     ) -> None:
         """Raises: ImageError, FeatureError, ConfigError (mode)."""
         self._vlm, self._console = vlm, console
-        self._budget, self._generation = budget or TokenBudget(), generation
+        self._generation = generation
         self._stream: AnswerStream | None = None
         self._begin(images, mode)
+        self._set_budget(budget or TokenBudget())
 
     def take(self, line: str) -> bool:
         """Does what a line says; False when it ends the session."""
@@ -82,7 +84,7 @@ class ChatSession:
                 )
         elif command.name == "/tokens":
             if words:
-                self._budget = parse_budget(words)
+                self._set_budget(parse_budget(words))
             self._say(f"tokens: {describe_budget(self._budget)}")
         elif command.name == "/mode":
             if words:
@@ -102,6 +104,13 @@ class ChatSession:
                 self._say(f"{name} {usage}".ljust(40) + what)
             self._say("Anything else is a question. Ctrl-C cuts an answer.")
         return command.name != "/quit"
+
+    def _set_budget(self, budget: TokenBudget) -> None:
+        """A time needs to be known of the machine, which no question shall wait for."""
+        if budget.ttft_ms is not None:
+            with measuring_bar(self._console) as on_step:
+                self._vlm.latency(on_step)
+        self._budget = budget
 
     def _begin(self, images: Images, mode: str) -> None:
         self._chat = self._vlm.chat(images, check_mode(mode))

@@ -72,6 +72,21 @@ def says(bundle: VLM) -> Scripted:
     return Scripted(bundle, FIRST.picture, budget=TokenBudget(full=True))
 
 
+def test_a_time_is_measured_before_a_question_needs_it(bundle: VLM, tmp_path: Path) -> None:
+    file = tmp_path / "latency.json"
+    vlm = VLM(bundle.encoder, bundle.language_model, bundle.tokenizer, file)
+    says = Scripted(vlm, FIRST.picture)
+    assert not file.exists()
+    assert says("/tokens 9000 ms") == ["tokens: 9000 ms"]
+    assert file.exists()
+    assert "256 of 256" in says(FIRST.question)[1]
+
+    file = tmp_path / "another.json"
+    vlm = VLM(bundle.encoder, bundle.language_model, bundle.tokenizer, file)
+    Scripted(vlm, budget=TokenBudget(ttft_ms=9000))
+    assert file.exists()
+
+
 @pytest.mark.parametrize(
     ("line", "meant"),
     [

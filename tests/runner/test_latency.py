@@ -80,7 +80,7 @@ class SlowVLM(VLM):
 
     slow: Latency
 
-    def latency(self) -> Latency:
+    def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
         return self.slow
 
 
@@ -215,7 +215,9 @@ def test_a_slower_machine_gets_fewer_tokens(
 def test_measured_once_and_kept(vlm: VLM, tmp_path: Path) -> None:
     file = tmp_path / "new" / "profile.json"
     first, again = (VLM(vlm.encoder, vlm.language_model, vlm.tokenizer, file) for _ in range(2))
-    latency, profile = first.latency(), first.latency().profile
+    steps: list[int] = []
+    latency, profile = first.latency(lambda done, _: steps.append(done)), first.latency().profile
+    assert steps == list(range(7))
     assert first.latency() is latency
     assert [count for count, _ in profile.compress] == [1, 16, 32, 64, 128, 256]
     text, written = file.read_text(), file.stat().st_mtime_ns
