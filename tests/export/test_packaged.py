@@ -21,6 +21,7 @@ from paddle_recomp.loading import (
     DEMO,
     DEMO_CHECKPOINT,
     demo_bundle_folder,
+    demo_folder,
     find,
     find_checkpoint,
     load,
@@ -70,6 +71,9 @@ def test_a_name_means_one_thing() -> None:
     # Its towers in front of the checkpoint's language model, by either name.
     for name in (DEMO, DEMO_CHECKPOINT):
         assert isinstance(load(DEMO, llm=name).language_model, PaddleLlama)
+    folder = demo_folder()
+    model = load(DEMO, clip=folder / "clip", llm=folder / "llava").language_model
+    assert isinstance(model, PaddleLlama), "a CLIP goes with the language model's folder"
 
 
 def test_what_was_exported_otherwise_is_the_checkpoints(
