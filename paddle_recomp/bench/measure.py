@@ -131,15 +131,14 @@ def bench(
     """Asks two questions about a picture, which is seen anew for the first one, at each budget in
     turn, and all that `repeats` times. Answers are of one length, wherever the model ends them.
 
-    A round before that warms everything up and measures the memory, from the smallest budget to
-    the largest, because a runtime keeps what it once took. The process's own record of its peak is
+    A round before that warms everything up and measures the memory, from the least tokens to
+    all, because a runtime keeps what it once took. The process's own record of its peak is
     reset. `on_answer` hears the answers so far and those in all.
     Raises: ConfigError (budget), and as `VLM.ask`."""
     config = config or BenchConfig()
-    # Some graphs are loaded when they are first used, which no question shall pay for.
     num_patches = vlm.see(picture).num_patches
     budgets = config.budgets(num_patches)
-    by_size = sorted(budgets, key=lambda name: budgets[name].bounds(num_patches)[::-1])
+    by_size = sorted(budgets, key=lambda name: budgets[name].bounds(num_patches))
     model, generation = _endless(vlm), GenerationConfig(max_new_tokens=config.new_tokens)
     next(_ask_twice(model, picture, config.questions, budgets[by_size[0]], generation))
 
