@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
-from export import convert
+from export import convert, paddle_int8
 from export.__main__ import main as export_main
 from export.build import export
 from export.errors import ExportError
@@ -30,7 +31,7 @@ from paddle_recomp.cli import main
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError
 from paddle_recomp.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_encoder
-from tests.hiding import recomp_without
+from tests.hiding import recomp_without, without
 
 from .conftest import edit
 from .test_export import content
@@ -342,6 +343,20 @@ def test_int8_meets_its_target(paddle_bundle: Bundle, tmp_path: Path) -> None:
     out = ["--out", str(bundle.folder), "--target-cosine", "0.99999"]
     assert export_main([*out, *arguments]) == 2
     assert content(bundle.folder) == before
+
+
+def test_the_environment_of_int8_has_what_its_process_imports() -> None:
+    """All else that an installation brings is hidden."""
+    pattern, file = re.compile(r"[\w.-]+"), Path(paddle_int8.__file__).with_suffix(".txt")
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    listed = {found[0] for line in lines if (found := pattern.match(line))}
+    brought = [line for line in requires("paddle-recomp") or [] if "extra ==" not in line]
+    installed = {found[0] for line in brought if (found := pattern.match(line))}
+    assert "platformdirs" in installed & listed
+    hidden = sorted(name.replace("-", "_") for name in installed - listed)
+    assert "onnxruntime" in hidden
+    code = "import export.paddle_int8, export.graphs, paddle_recomp.checkpoint"
+    subprocess.run([sys.executable, "-c", f"{without(*hidden)}\n{code}"], check=True)
 
 
 def test_int8_that_falls_short_is_refused_with_its_numbers() -> None:
