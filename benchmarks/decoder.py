@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from rich.table import Table
 from paddle_recomp.bundle import DECODER_PRECISIONS, Bundle, DecoderInfo
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.loading import find
+from paddle_recomp.machine import anonymous_memory, peak_memory
 
 PROMPTS = (640, 128)
 STEPS = 16
@@ -60,11 +60,7 @@ def measure(folder: Path, info: DecoderInfo, threads: int, repeats: int) -> dict
                 _, state = model.decode(np.array([5]), state)
                 times[name].append(time.perf_counter() - begin)
     found |= {name: median(values) for name, values in times.items()}
-    status = Path("/proc/self/status").read_text()
-    for name, field in (("peak", "VmHWM"), ("anonymous", "RssAnon")):
-        (size,) = re.findall(rf"{field}:\s+(\d+)", status)
-        found[name] = int(size) * 1024
-    return found
+    return found | {"peak": peak_memory(), "anonymous": anonymous_memory()}
 
 
 def in_own_process(folder: Path, info: DecoderInfo, threads: int, repeats: int) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from paddle_recomp.bundle import DecoderInfo
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.loading import find_checkpoint
+from paddle_recomp.machine import anonymous_memory, peak_memory
 
 OURS, GENAI, OPENVINO, OPENVINO_ONNX = (
     "ONNX Runtime",
@@ -163,7 +163,7 @@ def open_decoder(row: Row, folder: Path, threads: int, capacity: int) -> Decoder
     return OnnxInOpenVino(folder / GRAPH, table, hints, info)
 
 
-def measure(row: Row, folder: Path, threads: int, repeats: int, logits: Path) -> dict[str, float]:
+def measure(row: Row, folder: Path, threads: int, repeats: int, logits: Path) -> dict[str, Any]:
     """Median seconds, and bytes. Writes the logits [1 + STEPS, V] that others are compared with."""
     for package in PACKAGES[row.runtime][:1]:
         importlib.import_module(package)
@@ -175,7 +175,7 @@ def measure(row: Row, folder: Path, threads: int, repeats: int, logits: Path) ->
     start = time.perf_counter()
     # genai ends a prompt where its cache is full.
     model = open_decoder(row, folder, threads, longest + STEPS + 1)
-    found = {"load": time.perf_counter() - start}
+    found: dict[str, Any] = {"load": time.perf_counter() - start}
     first = model.prefill(embeds)
     np.save(logits, np.stack([first, *(model.decode(token) for token in tokens)]))
     times: dict[str, list[float]] = defaultdict(list)
@@ -189,11 +189,7 @@ def measure(row: Row, folder: Path, threads: int, repeats: int, logits: Path) ->
             model.decode(token)
             times["decode"].append(time.perf_counter() - begin)
     found |= {name: median(values) for name, values in times.items()}
-    status = Path("/proc/self/status").read_text()
-    for name, entry in (("peak", "VmHWM"), ("anonymous", "RssAnon")):
-        (size,) = re.findall(rf"{entry}:\s+(\d+)", status)
-        found[name] = int(size) * 1024
-    return found
+    return found | {"peak": peak_memory(), "anonymous": anonymous_memory()}
 
 
 def in_own_process(row: Row, folder: Path, threads: int, repeats: int) -> Found | str:

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from export.convert import OPSET
 from export.decoder.write import EMBEDDING, GRAPH
-from paddle_recomp.backends.base import PAST, PRESENT
+from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.bundle import DecoderInfo
 
 CONFIG = "genai_config.json"
@@ -64,7 +64,6 @@ def write_genai(folder: Path, info: DecoderInfo, threads: int) -> None:
     onnx.save(_words(folder / EMBEDDING, picture), folder / WORDS)
     onnx.save(_picture(info.hidden_size), folder / PICTURE)
     session = {"intra_op_num_threads": threads, "provider_options": []}
-    kinds = ("key", "value")
     config = {
         "model": {
             # gemma3 is the type whose pictures are tokens [N, D] and whose positions are plain.
@@ -85,11 +84,14 @@ def write_genai(folder: Path, info: DecoderInfo, threads: int) -> None:
                 "inputs": {
                     "inputs_embeds": "inputs_embeds",
                     "attention_mask": "attention_mask",
-                    **{f"past_{k}_names": PAST.format(layer="%d", kind=k) for k in kinds},
+                    **{f"past_{k}_names": PAST.format(layer="%d", kind=k) for k in CACHE_KINDS},
                 },
                 "outputs": {
                     "logits": "logits",
-                    **{f"present_{k}_names": PRESENT.format(layer="%d", kind=k) for k in kinds},
+                    **{
+                        f"present_{k}_names": PRESENT.format(layer="%d", kind=k)
+                        for k in CACHE_KINDS
+                    },
                 },
             },
             "embedding": {

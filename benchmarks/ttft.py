@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.held_out import Item, draw_items
+from paddle_recomp.bench.table import machine_line
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.latency import LatencyProfile
 from paddle_recomp.loading import DEMO, load
@@ -90,7 +91,8 @@ def main() -> None:
     vlm.latency_file = None
     start = time.perf_counter()
     profile = vlm.latency().profile
-    console.print(f"{this_machine()}\nmeasured in {time.perf_counter() - start:.1f} s: {profile}")
+    console.print(machine_line(this_machine()), soft_wrap=True)
+    console.print(f"measured in {time.perf_counter() - start:.1f} s: {profile}", soft_wrap=True)
     answer = vlm.ask(Image.fromarray(items[0].scene.image), items[0].question.question)
     words = answer.prefilled - answer.num_visual_tokens
     table = Table("target, ms", box=None)

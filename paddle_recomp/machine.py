@@ -57,11 +57,23 @@ def reset_peak() -> bool:
 def peak_memory() -> int:
     """The most resident memory of this process in bytes, mapped files included, since the last
     `reset_peak`, or since it began."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text())
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+    found = _status("VmHWM")
+    if found is not None:
+        return found
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024
+
+
+def anonymous_memory() -> int | None:
+    """The resident memory of this process in bytes without what is mapped from files; None where
+    the system does not tell."""
+    return _status("RssAnon")
+
+
+def _status(field: str) -> int | None:
+    """A size in bytes from what Linux tells of this process."""
+    try:
+        found = re.search(rf"{field}:\s+(\d+) kB", (_PROCESS / "status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

@@ -36,9 +36,9 @@ def working(console: Console, what: str) -> Iterator[None]:
 
 def token_line(answer: Answer) -> str:
     """Visual tokens by stage, as one line."""
-    stages = ", ".join(f"{count} {stage}" for stage, count in answer.stage_counts.items())
     if not answer.compressed:
         return "no picture"
+    stages = ", ".join(f"{count} {stage}" for stage, count in answer.stage_counts.items())
     if answer.num_visual_tokens == answer.num_patches:
         stages = "no compression"
     return f"{answer.num_visual_tokens} of {answer.num_patches} visual tokens: {stages}"
