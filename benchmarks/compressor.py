@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loop_reference import compress_by_loops
-from paddle_recomp import ops
+from paddle_recomp.compression import ops
+from paddle_recomp.compression.registry import compress
 from paddle_recomp.config import TokenBudget, preset
-from paddle_recomp.methods import compress
 from paddle_recomp.types import Tensor, VisionFeatures
 
 

@@ -27,13 +27,13 @@ from export.convert import convert_layer
 from export.graphs import CompressGraph
 from export.parity import compare, sample_inputs
 from export.writing import write_model
-from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import open_bundle
+from paddle_recomp.bundle.contract import OUTPUTS
+from paddle_recomp.commands.console import quiet_paddle
+from paddle_recomp.compression.registry import compress
 from paddle_recomp.config import CompressionConfig, TokenBudget
-from paddle_recomp.console import quiet_paddle
-from paddle_recomp.methods import compress
 
 SPEC = SHAPES["tiny-llava-1.1b"]
 BATCH = 8

@@ -23,11 +23,11 @@ from benchmarks.held_out import FIRST_SEED, SHORT
 from benchmarks.int8_answers import paired_interval
 from export.build import export
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.conversation import Mode
-from paddle_recomp.encoder import SeenImage
-from paddle_recomp.loading import load
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.conversation import Mode
+from paddle_recomp.vlm.front_end import SeenImage
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.runner import VLM
 from training.scenes import Question, make_scene, questions
 
 TURNS = 5

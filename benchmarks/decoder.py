@@ -26,8 +26,8 @@ from rich.table import Table
 
 from paddle_recomp.bundle import DECODER_PRECISIONS, Bundle, DecoderInfo
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.loading import find
-from paddle_recomp.machine import anonymous_memory, peak_memory
+from paddle_recomp.vlm.loading import find
+from paddle_recomp.vlm.machine import anonymous_memory, peak_memory
 
 PROMPTS = (640, 128)
 STEPS = 16

@@ -21,8 +21,8 @@ from export.decoder.write import write_decoder
 from paddle_recomp.bundle import DECODER_PRECISIONS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.loading import DEMO_CHECKPOINT, find_checkpoint, load
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint, load
+from paddle_recomp.vlm.runner import VLM
 
 BUDGETS = {
     "full": TokenBudget(full=True),

@@ -43,8 +43,8 @@ from export.parity import mean_cosine
 from paddle_recomp.bundle import DecoderInfo
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.loading import find_checkpoint
-from paddle_recomp.machine import anonymous_memory, peak_memory
+from paddle_recomp.vlm.loading import find_checkpoint
+from paddle_recomp.vlm.machine import anonymous_memory, peak_memory
 
 OURS, GENAI, OPENVINO, OPENVINO_ONNX = (
     "ONNX Runtime",

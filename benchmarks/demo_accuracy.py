@@ -21,9 +21,9 @@ from rich.table import Table
 from benchmarks.comparing import FRACTIONS
 from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
-from paddle_recomp.loading import DEMO_CHECKPOINT, find_checkpoint, load, load_encoder
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint, load, load_encoder
+from paddle_recomp.vlm.runner import VLM
 
 SEEN_SHARE = 0.25
 """The visual score drops an object when it keeps less than this share of its patches."""

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from benchmarks.comparing import kept_alike
 from benchmarks.held_out import Item, draw_items
-from paddle_recomp.backends.base import OUTPUTS
-from paddle_recomp.cache import FeatureCache
+from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.encoder import ImageEncoder, SeenImage
-from paddle_recomp.loading import DEMO_CHECKPOINT, find, load_encoder
+from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
+from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find, load_encoder
 
 BUDGETS = {"dynamic": TokenBudget(), "32 tokens": TokenBudget(tokens=32)}
 ARRAYS = OUTPUTS["vision"]

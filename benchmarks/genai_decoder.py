@@ -12,8 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from export.convert import OPSET
 from export.decoder.write import EMBEDDING, GRAPH
-from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.bundle import DecoderInfo
+from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 
 CONFIG = "genai_config.json"
 DECODER, WORDS, PICTURE = "genai_decoder.onnx", "genai_embedding.onnx", "genai_vision.onnx"

@@ -10,9 +10,9 @@ from PIL import Image
 from rich.progress import Progress
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.encoder import SeenImage, VisualPrompt
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.front_end import SeenImage, VisualPrompt
+from paddle_recomp.vlm.runner import VLM
 from training.scenes import Question, Scene, make_scene, questions
 
 FIRST_SEED = 500_000

@@ -25,9 +25,9 @@ from benchmarks.comparing import budgets_for, checksums, fingerprint, kept_alike
 from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.llm.onnx_decoder import decoder_files
-from paddle_recomp.loading import load, load_encoder
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.loading import load, load_encoder
+from paddle_recomp.vlm.runner import VLM
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

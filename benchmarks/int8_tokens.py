@@ -23,12 +23,12 @@ from rich.table import Table
 from benchmarks.comparing import budgets_for, fingerprint, kept_alike, progress_bar
 from export.parity import mean_cosine
 from export.samples import QUESTIONS, load_pictures
-from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.bundle import Bundle, open_bundle
-from paddle_recomp.encoder import ImageEncoder, SeenImage
-from paddle_recomp.loading import load_encoder
+from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.preprocess import load_image
 from paddle_recomp.types import Stage
+from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
+from paddle_recomp.vlm.loading import load_encoder
 
 PHOTOS = (
     "brick",

@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paddle_recomp.bench import COLUMNS, BenchConfig, Report, bench, cells, shape_line
-from paddle_recomp.bench.measure import FULL
-from paddle_recomp.bench.table import conditions, machine_line
-from paddle_recomp.console import quiet_paddle, warnings_as_lines
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.loading import find, load
+from paddle_recomp.commands.bench import COLUMNS, BenchConfig, Report, bench, cells, shape_line
+from paddle_recomp.commands.bench.measure import FULL
+from paddle_recomp.commands.bench.table import conditions, machine_line
+from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
+from paddle_recomp.commands.demo import demo_pictures
+from paddle_recomp.vlm.loading import find, load
 
 GAINS = ("tokens", "prefill", "second TTFT of the first of full", "peak of the process, GB")
 

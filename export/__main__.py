@@ -13,15 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from paddle_recomp.console import quiet_paddle, run_app, warnings_as_lines
-from paddle_recomp.errors import ConfigError, MissingDependencyError
-from paddle_recomp.options import (
+from paddle_recomp.commands.console import quiet_paddle, run_app, warnings_as_lines
+from paddle_recomp.commands.options import (
     ClipOption,
     MethodOption,
     PresetOption,
     SwitchOption,
     config_from_options,
 )
+from paddle_recomp.errors import ConfigError, MissingDependencyError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -21,7 +21,7 @@ from export.parity import mean_cosine
 from export.quantise import layer_of, quantise, quantised_inputs, weight_nodes
 from export.scales import Range, Scales
 from export.writing import write_model
-from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
 
 TOWERS: tuple[Graph, ...] = ("vision", "text")
 GUARDED = ("features", "keys", "patch_embeds", "text_embeds")

@@ -29,11 +29,11 @@ from export.shapes import TRACED
 from export.writing import replaced_folder
 from paddle_recomp.bundle import DECODER_PRECISIONS, PRECISIONS, Bundle, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.compression.registry import get_method
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.loading import DEMO, DEMO_CHECKPOINT, find_checkpoint, image_processor
-from paddle_recomp.methods import get_method
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
+from paddle_recomp.vlm.loading import DEMO, DEMO_CHECKPOINT, find_checkpoint, image_processor
 
 STEPS = {
     "fp32": (*TRACED, "encoder", "decoder", "files"),

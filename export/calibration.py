@@ -17,7 +17,7 @@ import onnx
 from export.errors import ExportError
 from export.samples import calibration_pictures, calibration_questions
 from export.scales import Range, Scales
-from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
 from paddle_recomp.errors import ConfigError, FeatureError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
 

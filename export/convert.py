@@ -17,7 +17,7 @@ from typing import Any
 
 from export.errors import ExportError
 from export.shapes import shapes_of
-from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 OPSET = 17

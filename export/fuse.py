@@ -11,7 +11,7 @@ from export.optimise import check, set_shapes
 from export.parity import compare, run, sample_inputs
 from export.shapes import TRACED, shapes_of
 from export.writing import write_model
-from paddle_recomp.backends.base import INPUTS, OUTPUTS
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import ModelSpec
 
 

@@ -10,14 +10,14 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from export.shapes import dtype_of, shapes_of
-from paddle_recomp.backends.base import INPUTS, Graph
+from paddle_recomp.bundle.contract import INPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint, ModelSpec
-from paddle_recomp.clip import TextTower, VisionTower
+from paddle_recomp.compression.registry import get_method
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.methods import get_method
-from paddle_recomp.model import PROJECTORS, VisualEncoder
+from paddle_recomp.towers.clip import TextTower, VisionTower
+from paddle_recomp.towers.visual_encoder import PROJECTORS, VisualEncoder
+from paddle_recomp.towers.weights import load_part
 from paddle_recomp.types import Tensor, VisionFeatures
-from paddle_recomp.weights import load_part
 
 
 class VisionGraph(nn.Layer):

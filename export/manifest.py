@@ -15,12 +15,12 @@ from export.convert import OPSET, PADDLE_FILES
 from export.paddle_int8 import PADDLE
 from export.shapes import dtype_of, shapes_of
 from paddle_recomp import __version__
-from paddle_recomp.backends.base import INPUTS, OUTPUTS
 from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, checksum, seal
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.loading import image_processor, projector_checksum
 from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.vlm.loading import image_processor, projector_checksum
 
 
 def describe(

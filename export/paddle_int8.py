@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import ExportError
-from paddle_recomp.backends.base import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
 
 if TYPE_CHECKING:
     from export.calibration import Samples

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.shapes import dtype_of, shapes_of
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 TOLERANCE = 1e-4

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_recomp.backends.base import Graph
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.errors import CheckpointError, ConfigError
 from paddle_recomp.preprocess.files import read_json
 

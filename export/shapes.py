@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from paddle_recomp.backends.base import PARTS
+from paddle_recomp.bundle.contract import PIPELINE
 from paddle_recomp.checkpoint import ModelSpec
 
 Shape = list[int | str]
 
-TRACED = PARTS
+TRACED = PIPELINE
 """The graphs that are traced; `encoder` is made of them."""
 
 DTYPES = {

@@ -17,16 +17,17 @@ from export.errors import VerificationError
 from export.parity import mean_cosine, relative_difference
 from export.samples import load_pictures, load_questions
 from export.shapes import TRACED
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, run_parts
+from paddle_recomp.backends.base import Backend, run_pipeline
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle, open_bundle
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
-from paddle_recomp.loading import find_checkpoint, image_processor, projector_checksum
 from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.vlm.loading import find_checkpoint, image_processor, projector_checksum
 
 BATCHES = (1, 3, 8)
 _SCATTER = 0.2
@@ -109,7 +110,7 @@ def verify_bundle(
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
         }
-        expected = run_parts(eager, inputs)
+        expected = run_pipeline(eager, inputs)
         for name, precision, backend in backends:
             rows += [
                 replace(row, runtime=f"{name} {precision}")
@@ -145,7 +146,7 @@ def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, 
 
 def compare_with(expected: Arrays, other: Backend, precision: str) -> Iterator[Row]:
     """Each graph by itself on the reference's inputs, then the fused one on its own; `expected`
-    is what `run_parts` gives for the reference."""
+    is what `run_pipeline` gives for the reference."""
     batch, limits = len(expected["pixel_values"]), TOLERANCES[precision]
     for graph in TRACED:
         found = other.run(graph, {name: expected[name] for name in INPUTS[graph]})

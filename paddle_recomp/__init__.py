@@ -5,14 +5,14 @@ image = vlm.see("street.jpg")                     # the vision tower runs here, 
 print(vlm.ask(image, "what does the sign say?").text)  # each question recompresses the image
 """
 
-from paddle_recomp.cache import FeatureCache
 from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget, preset
-from paddle_recomp.conversation import Conversation
-from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import RecompError
-from paddle_recomp.loading import load
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, Compressed, Stage, Timing
+from paddle_recomp.vlm.conversation import Conversation
+from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.vlm.front_end import SeenImage
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.runner import VLM
 
 __version__ = "0.1.0"
 

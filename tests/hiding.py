@@ -22,6 +22,9 @@ def without(*packages: str) -> str:
 
 def recomp_without(packages: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command `recomp`."""
-    code = without(*packages) + "from paddle_recomp.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = (
+        without(*packages)
+        + "from paddle_recomp.commands.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -24,12 +24,12 @@ from benchmarks.random_checkpoint import SHAPES, SHARD_BYTES, spec_of, write_che
 from benchmarks.whole_models import GAINS, in_own_process, markdown
 from export.decoder.write import write_decoder
 from export.samples import _PHOTOS
-from paddle_recomp.bench import COLUMNS as BENCH_COLUMNS
 from paddle_recomp.checkpoint import PARTS, ModelSpec, open_checkpoint
+from paddle_recomp.commands.bench import COLUMNS as BENCH_COLUMNS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder, cache_names
-from paddle_recomp.loading import find_checkpoint, load_encoder
 from paddle_recomp.types import Answer, Compressed, Stage, Timing
+from paddle_recomp.vlm.loading import find_checkpoint, load_encoder
 
 
 def compressed(patches: list[int], stages: list[Stage]) -> Compressed:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.loading import demo_bundle_folder, demo_folder
+from paddle_recomp.commands.demo import demo_pictures
+from paddle_recomp.vlm.loading import demo_bundle_folder, demo_folder
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("paddle", "paddlenlp", "torch", "transformers", "onnx", "paddle2onnx")

@@ -15,7 +15,7 @@ from export.convert import OPSET
 from export.decoder.external import external_data
 from export.decoder.products import GraphWriter, Matrix, Precision, Product
 from export.decoder.rope import rope_tables
-from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
+from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
 
 _HEAD_MULTIPLE = 16

@@ -14,8 +14,8 @@ from export.decoder.products import PRECISIONS
 from export.decoder.reference import reference_logits
 from export.errors import ExportError
 from export.parity import mean_cosine, relative_difference
-from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.bundle import DecoderInfo
+from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint
 
 GRAPH, EMBEDDING = "decoder.onnx", "embed_tokens.npy"

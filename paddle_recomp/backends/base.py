@@ -2,48 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from paddle_recomp.bundle.contract import INPUTS, PIPELINE, Graph
 from paddle_recomp.errors import FeatureError
-
-Graph = Literal["vision", "text", "compress", "encoder"]
-"""`encoder` is the other three in one, for a picture that is asked about once."""
-PARTS: tuple[Graph, ...] = ("vision", "text", "compress")
-"""The three, in the order in which data passes."""
-
-INPUTS: dict[Graph, tuple[str, ...]] = {
-    "vision": ("pixel_values",),
-    "text": ("question_ids",),
-    "compress": (
-        "features",
-        "keys",
-        "visual_score",
-        "patch_embeds",
-        "text_embeds",
-        "token_bounds",
-    ),
-    "encoder": ("pixel_values", "question_ids", "token_bounds"),
-}
-_TOKENS = (
-    "visual_embeds",
-    "token_count",
-    "token_index",
-    "token_stage",
-    "token_owner",
-    "token_centre",
-)
-OUTPUTS: dict[Graph, tuple[str, ...]] = {
-    "vision": ("features", "keys", "visual_score", "patch_embeds"),
-    "text": ("text_embeds",),
-    "compress": _TOKENS,
-    "encoder": _TOKENS,
-}
-
-CACHE_KINDS = ("key", "value")
-PAST, PRESENT = "past_key_values.{layer}.{kind}", "present.{layer}.{kind}"
-"""The KV cache of each layer in front of a decoder and behind it: one and the same memory."""
 
 
 class Backend(Protocol):
@@ -54,10 +18,10 @@ class Backend(Protocol):
         ...
 
 
-def run_parts(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs of `encoder` -> these, and what each part gives on what stands before it."""
+def run_pipeline(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs of `encoder` -> these, and what each graph gives on what stands before it."""
     arrays = dict(inputs)
-    for graph in PARTS:
+    for graph in PIPELINE:
         arrays |= backend.run(graph, {name: arrays[name] for name in INPUTS[graph]})
     return arrays
 

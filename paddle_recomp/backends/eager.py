@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 
-from paddle_recomp.backends.base import OUTPUTS, Graph, check_finite
+from paddle_recomp.backends.base import check_finite
 from paddle_recomp.backends.devices import place
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.model import VisualEncoder
+from paddle_recomp.towers.visual_encoder import VisualEncoder
+from paddle_recomp.towers.weights import load_part
 from paddle_recomp.types import Compressed, Tensor, VisionFeatures
-from paddle_recomp.weights import load_part
 
 PARTS = ("vision_tower", "text_tower", "projector")
 

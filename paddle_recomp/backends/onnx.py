@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from paddle_recomp.backends.base import Graph, check_finite
+from paddle_recomp.backends.base import check_finite
 from paddle_recomp.backends.sessions import check_options, open_session
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.errors import RecompWarning
 
 

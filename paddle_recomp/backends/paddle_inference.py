@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_recomp.backends.base import OUTPUTS, Graph, check_finite, run_parts
+from paddle_recomp.backends.base import check_finite, run_pipeline
 from paddle_recomp.bundle import Bundle, PaddleInfo
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, MissingDependencyError
 
 try:
@@ -120,7 +121,7 @@ class PaddleInferenceBackend:
 
         Raises: FeatureError when what comes out is not finite; BundleError for a broken graph."""
         if graph == "encoder" and self.precision != "fp32":
-            arrays = run_parts(self, inputs)
+            arrays = run_pipeline(self, inputs)
             return {name: arrays[name] for name in OUTPUTS[graph]}
         arrays = self._predictor(graph).run(inputs, self.bundle.graphs[graph].outputs)
         check_finite(arrays)

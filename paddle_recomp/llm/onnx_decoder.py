@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_recomp.backends.base import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.backends.sessions import check_options, open_session, over_array
 from paddle_recomp.bundle import Bundle, DecoderInfo
+from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.errors import BundleError
 from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
 

@@ -12,8 +12,8 @@ from paddle_recomp.backends.devices import place
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
 from paddle_recomp.errors import CheckpointError
 from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
+from paddle_recomp.towers.weights import load_part
 from paddle_recomp.types import Tensor
-from paddle_recomp.weights import load_part
 
 
 class Cache(NamedTuple):

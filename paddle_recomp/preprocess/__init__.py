@@ -1,13 +1,6 @@
 """What goes into the model: pixel values from pictures, ids from text. No paddle here."""
 
-from paddle_recomp.preprocess.images import (
-    Box,
-    ImageProcessor,
-    ImageSource,
-    crop_box,
-    load_image,
-)
-from paddle_recomp.preprocess.prompts import (
+from paddle_recomp.preprocess.chat_template import (
     IMAGE_PLACEHOLDER,
     TEMPLATES,
     Turn,
@@ -16,6 +9,13 @@ from paddle_recomp.preprocess.prompts import (
     render,
     spoken,
     without_images,
+)
+from paddle_recomp.preprocess.images import (
+    Box,
+    ImageProcessor,
+    ImageSource,
+    crop_box,
+    load_image,
 )
 from paddle_recomp.preprocess.tokenizers import (
     IMAGE_TOKEN,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paddle_recomp.compression.registry import METHODS, compress
 from paddle_recomp.config import PRESETS, TokenBudget, preset
 from paddle_recomp.errors import ConfigError, FeatureError
-from paddle_recomp.methods import METHODS, compress
 from paddle_recomp.types import Compressed, Stage, VisionFeatures
 
 from .conftest import random_vision

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import LocalOutlierFactor
 
-from paddle_recomp import ops
+from paddle_recomp.compression import ops
 
 Side = Literal["above_median", "all"]
 KINDS = ("normal", "heavy", "softmax", "constant", "filled", "steps")

@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.loop_reference import compress_by_loops
-from paddle_recomp import ops
+from paddle_recomp.compression import ops
+from paddle_recomp.compression.methods.recoverable import compress_by_scores
+from paddle_recomp.compression.registry import compress
 from paddle_recomp.config import TokenBudget, preset
-from paddle_recomp.methods import compress
-from paddle_recomp.methods.recoverable import compress_by_scores
 from paddle_recomp.types import Compressed, Stage, VisionFeatures
 
 from .conftest import CASES, REFERENCE

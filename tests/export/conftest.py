@@ -19,7 +19,7 @@ from export.convert import Job
 from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, seal
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.loading import demo_folder, find_checkpoint
+from paddle_recomp.vlm.loading import demo_folder, find_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
 

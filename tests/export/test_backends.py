@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from export.verify import budgets
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
-from paddle_recomp.backends.cached import CachedBackend
+from paddle_recomp.backends.base import Backend
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.cache import FeatureCache
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import CompressionConfig, TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, FeatureError
-from paddle_recomp.loading import load_encoder
+from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.vlm.loading import load_encoder
 
 from .conftest import GOLDEN
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
-from paddle_recomp.cli import main
+from paddle_recomp.commands.demo import demo_pictures
+from paddle_recomp.commands.main import main
 from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget
-from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
-from paddle_recomp.loading import demo_folder, find, find_checkpoint, load, load_encoder
+from paddle_recomp.vlm.loading import demo_folder, find, find_checkpoint, load, load_encoder
 from tests.hiding import recomp_without
 
 from .conftest import edit
@@ -176,7 +176,7 @@ def test_the_light_install_runs_a_bundle(
 def test_without_onnxruntime_it_is_named(demo_bundle: Bundle, picture: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from paddle_recomp.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from paddle_recomp.commands.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "explain", str(picture), QUESTION, "--model"]
     done = subprocess.run(

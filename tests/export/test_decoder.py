@@ -22,7 +22,7 @@ from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import BundleError, ConfigError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
-from paddle_recomp.loading import find_checkpoint, load
+from paddle_recomp.vlm.loading import find_checkpoint, load
 from tests.checkpoint.sparse import write_sparse_model
 
 from .conftest import GOLDEN, edit

@@ -11,7 +11,7 @@ import numpy as np
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.loading import find_checkpoint, load_encoder
+from paddle_recomp.vlm.loading import find_checkpoint, load_encoder
 from tests.hiding import without
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"

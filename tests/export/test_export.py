@@ -27,11 +27,11 @@ from export.onnx_graph import OnnxGraph
 from export.optimise import check
 from export.parity import sample_inputs
 from export.writing import replaced_folder
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.errors import BundleError, CheckpointNotFoundError, ConfigError
-from paddle_recomp.loading import DEMO_CHECKPOINT, find_checkpoint
+from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint
 
 from .conftest import graphs_of
 

@@ -20,9 +20,9 @@ from export.calibration import Quantisation
 from export.scales import SCALES, read_scales
 from export.verify import compare_kept, verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
+from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.loading import demo_bundle_folder, load_encoder
+from paddle_recomp.vlm.loading import demo_bundle_folder, load_encoder
 
 from .conftest import edit, graphs_of
 from .test_export import content

@@ -15,11 +15,11 @@ import pytest
 from export.build import export
 from export.convert import OPSET
 from export.graphs import build
-from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.config import PRESETS, CompressionConfig, TokenBudget, preset
-from paddle_recomp.methods import METHODS
 from paddle_recomp.types import VisionFeatures
 from tests.compressor.conftest import random_vision
 
@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 from export.convert import convert_layer
 from export.graphs import build
-from paddle_recomp.loading import find_checkpoint
+from paddle_recomp.vlm.loading import find_checkpoint
 from tests.export.test_methods import CASES
 checkpoint = find_checkpoint(sys.argv[1], sys.argv[2])
 for name, config in CASES.items():

@@ -11,13 +11,13 @@ import pytest
 from export.verify import verify_bundle
 from paddle_recomp.bundle import Bundle, LanguageModelSource
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.cli import main
+from paddle_recomp.commands.demo import demo_pictures
+from paddle_recomp.commands.main import main
 from paddle_recomp.config import CompressionConfig, TokenBudget, preset
-from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import BundleNotFoundError, ConfigError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
-from paddle_recomp.loading import (
+from paddle_recomp.vlm.loading import (
     DEMO,
     DEMO_CHECKPOINT,
     demo_bundle_folder,
@@ -96,7 +96,7 @@ def test_what_was_exported_otherwise_is_the_checkpoints(
 
 def test_a_lost_bundle_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Never the checkpoint in its place."""
-    monkeypatch.setattr("paddle_recomp.loading.demo_folder", lambda: tmp_path)
+    monkeypatch.setattr("paddle_recomp.vlm.loading.demo_folder", lambda: tmp_path)
     with pytest.raises(BundleNotFoundError, match=r"recomp\.json"):
         find(DEMO)
 

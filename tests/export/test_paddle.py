@@ -24,13 +24,13 @@ from export.errors import ExportError
 from export.paddle_int8 import check_target
 from export.parity import sample_inputs
 from export.verify import verify_bundle
-from paddle_recomp.backends.base import INPUTS, Graph
 from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
-from paddle_recomp.cli import main
+from paddle_recomp.bundle.contract import INPUTS, Graph
+from paddle_recomp.commands.main import main
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError
-from paddle_recomp.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_encoder
+from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_encoder
 from tests.hiding import recomp_without, without
 
 from .conftest import edit
@@ -273,7 +273,14 @@ def test_the_command_runs_it_and_prints_nothing_else(
     output = tmp_path / "explained.png"
     arguments = ["explain", str(picture), QUESTION, "--output", str(output)]
     arguments += ["--model", str(paddle_bundle.folder), "--backend", "paddle"]
-    command = [sys.executable, "-m", "paddle_recomp.cli", *arguments, "--precision", precision]
+    command = [
+        sys.executable,
+        "-m",
+        "paddle_recomp.commands.main",
+        *arguments,
+        "--precision",
+        precision,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(output)]
     assert output.stat().st_size > 1000

@@ -15,11 +15,11 @@ from export.errors import ExportError
 from export.onnx_graph import OnnxGraph
 from export.parity import mean_cosine
 from export.quantise import quantise, quantised_inputs, weight_nodes
-from paddle_recomp.backends.base import OUTPUTS
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.errors import ConfigError, FeatureError, ImageNotFoundError
-from paddle_recomp.loading import find_checkpoint, image_processor
 from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.vlm.loading import find_checkpoint, image_processor
 
 
 @pytest.fixture(scope="module")

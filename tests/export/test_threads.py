@@ -12,12 +12,12 @@ import pytest
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.cache import FeatureCache
+from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.loading import demo_folder, load
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.vlm.loading import demo_folder, load
+from paddle_recomp.vlm.runner import VLM
 from tests.threads import at_once
 
 Fresh = Callable[[FeatureCache | None], VLM]

@@ -17,8 +17,8 @@ from paddle_recomp.llm.draft import Draft
 from paddle_recomp.llm.generation import generate
 from paddle_recomp.llm.onnx_decoder import Cache, OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
-from paddle_recomp.loading import demo_folder
 from paddle_recomp.preprocess import LanguageTokenizer
+from paddle_recomp.vlm.loading import demo_folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

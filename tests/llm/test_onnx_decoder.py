@@ -14,7 +14,7 @@ from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.llm.generation import pad_right
 from paddle_recomp.llm.onnx_decoder import Cache, OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
-from paddle_recomp.loading import find_checkpoint
+from paddle_recomp.vlm.loading import find_checkpoint
 
 from .conftest import DECODERS, LLAMAS, Exported, answers, golden
 

@@ -8,7 +8,6 @@ import jinja2
 import pytest
 
 from paddle_recomp.errors import ConfigError, QuestionError
-from paddle_recomp.loading import demo_folder
 from paddle_recomp.preprocess import (
     TEMPLATES,
     Turn,
@@ -18,6 +17,7 @@ from paddle_recomp.preprocess import (
     spoken,
     without_images,
 )
+from paddle_recomp.vlm.loading import demo_folder
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "

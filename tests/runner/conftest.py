@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddle_recomp.loading import load
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.runner import VLM
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Backend, Graph
-from paddle_recomp.encoder import ImageEncoder
-from paddle_recomp.runner import VLM
+from paddle_recomp.backends.base import Backend
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
+from paddle_recomp.vlm.front_end import ImageEncoder
+from paddle_recomp.vlm.runner import VLM
 
 
 class CountingBackend:

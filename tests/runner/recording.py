@@ -6,7 +6,7 @@ import numpy as np
 
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, render
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.runner import VLM
 
 
 class Recording:

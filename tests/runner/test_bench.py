@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddle_recomp.bench import BenchConfig, Report, Row, bench
-from paddle_recomp.cli import main
+from paddle_recomp.commands.bench import BenchConfig, Report, Row, bench
+from paddle_recomp.commands.main import main
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, QuestionError
-from paddle_recomp.machine import peak_memory, reset_peak, this_machine
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Timing
+from paddle_recomp.vlm.machine import peak_memory, reset_peak, this_machine
+from paddle_recomp.vlm.runner import VLM
 
 CONFIG = BenchConfig(tokens=(20,), new_tokens=12, repeats=2)
 

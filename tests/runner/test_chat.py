@@ -23,22 +23,22 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from paddle_recomp.cache import FeatureCache
-from paddle_recomp.chat.commands import (
+from paddle_recomp.commands.chat.commands import (
     COMMANDS,
     Command,
     describe_budget,
     parse_budget,
     parse_line,
 )
-from paddle_recomp.chat.session import ChatSession
-from paddle_recomp.chat.terminal import LineCompleter, ctrl_c, edited_lines, open_history
-from paddle_recomp.cli import main
+from paddle_recomp.commands.chat.session import ChatSession
+from paddle_recomp.commands.chat.terminal import LineCompleter, ctrl_c, edited_lines, open_history
+from paddle_recomp.commands.demo import DemoQuestion, demo_pictures
+from paddle_recomp.commands.main import main
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.demo import DemoQuestion, demo_pictures
 from paddle_recomp.errors import ConfigError, ImageNotFoundError
-from paddle_recomp.loading import load
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.runner import VLM
 
 ASKED: list[list[DemoQuestion]] = list(demo_pictures().values())
 FIRST, SECOND = ASKED[0][:2]
@@ -367,7 +367,14 @@ def test_completion(line: str, expected: list[str], tmp_path: Path) -> None:
 def test_lines_of_a_pipe_and_a_folder_that_remembers(tmp_path: Path) -> None:
     """In a process of its own, with bytes that are no text among the lines."""
     lines = f"{FIRST.question}\n\xff\n/image 'no where.png'\n{SECOND.question}\n/quit\nunheard\n"
-    command = [sys.executable, "-m", "paddle_recomp.cli", "chat", str(FIRST.picture), "--full"]
+    command = [
+        sys.executable,
+        "-m",
+        "paddle_recomp.commands.main",
+        "chat",
+        str(FIRST.picture),
+        "--full",
+    ]
     command += ["--cache", str(tmp_path)]
     done = subprocess.run(command, input=lines.encode("latin-1"), capture_output=True, check=True)
     printed = done.stdout.decode().splitlines()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from paddle_recomp.cli import main
-from paddle_recomp.loading import DEMO, DEMO_CHECKPOINT, demo_folder
+from paddle_recomp.commands.main import main
+from paddle_recomp.vlm.loading import DEMO, DEMO_CHECKPOINT, demo_folder
 
 QUESTION = "what digit is red?"
 CHECKPOINT = ("--model", DEMO_CHECKPOINT)

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from export.decoder.write import write_decoder
+from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.conversation import Conversation, Mode
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.encoder import ImageEncoder, SeenImage
 from paddle_recomp.errors import (
     ConfigError,
     ContextLengthError,
@@ -23,10 +21,12 @@ from paddle_recomp.errors import (
 )
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.loading import find_checkpoint
 from paddle_recomp.preprocess import TEMPLATES, Turn, render
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, Compressed
+from paddle_recomp.vlm.conversation import Conversation, Mode
+from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
+from paddle_recomp.vlm.loading import find_checkpoint
+from paddle_recomp.vlm.runner import VLM
 from tests.llm.conftest import poison
 from tests.runner.recording import Recording, embeddings
 from tests.threads import at_once

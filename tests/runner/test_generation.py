@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from export.decoder.write import write_decoder
+from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import FeatureError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.loading import find_checkpoint
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, AnswerStream
+from paddle_recomp.vlm.front_end import SeenImage
+from paddle_recomp.vlm.loading import find_checkpoint
+from paddle_recomp.vlm.runner import VLM
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "generation.md"
 QUESTION = "what digit is red?"

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.conversation import Mode
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.encoder import SeenImage
 from paddle_recomp.errors import ConfigError, RecompWarning
-from paddle_recomp.latency import (
+from paddle_recomp.vlm.conversation import Mode
+from paddle_recomp.vlm.front_end import SeenImage
+from paddle_recomp.vlm.latency import (
     Deadline,
     Latency,
     LatencyProfile,
@@ -29,8 +29,8 @@ from paddle_recomp.latency import (
     read_profile,
     token_counts,
 )
-from paddle_recomp.loading import load
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.runner import VLM
 from tests.runner.counting import CountingBackend, counting
 
 QUESTION = "what digit is red?"

@@ -11,8 +11,8 @@ import sentencepiece
 from PIL import Image
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.loading import demo_folder, find_checkpoint, load, load_encoder
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.loading import demo_folder, find_checkpoint, load, load_encoder
+from paddle_recomp.vlm.runner import VLM
 from tests.checkpoint.conftest import ORIGINAL_CONFIG
 from tests.checkpoint.writers import write_json, write_torch
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from paddle_recomp.cli import main
+from paddle_recomp.commands.demo import demo_pictures
+from paddle_recomp.commands.main import main
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.conversation import Mode
-from paddle_recomp.demo import demo_pictures
-from paddle_recomp.encoder import ImageEncoder, SeenImage
 from paddle_recomp.errors import ConfigError, ContextLengthError, QuestionError
 from paddle_recomp.preprocess import Turn
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.conversation import Mode
+from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
+from paddle_recomp.vlm.runner import VLM
 from tests.runner.counting import counting
 from tests.runner.recording import Recording, embeddings
 

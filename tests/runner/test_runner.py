@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget, preset
-from paddle_recomp.demo import demo_pictures
 from paddle_recomp.errors import (
     ConfigError,
     ContextLengthError,
@@ -18,9 +18,9 @@ from paddle_recomp.errors import (
     QuestionError,
     RecompWarning,
 )
-from paddle_recomp.loading import find_checkpoint, load, load_encoder
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Stage
+from paddle_recomp.vlm.loading import find_checkpoint, load, load_encoder
+from paddle_recomp.vlm.runner import VLM
 from tests.runner.counting import CountingBackend, counting
 
 QUESTIONS = [

@@ -11,7 +11,7 @@ from paddle import nn
 
 from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
 from paddle_recomp.errors import CheckpointError
-from paddle_recomp.weights import load_part
+from paddle_recomp.towers.weights import load_part
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
 
@@ -60,7 +60,7 @@ def golden_checkpoint() -> Checkpoint:
 
 
 def test_progress_hears_every_byte(golden_checkpoint: Checkpoint) -> None:
-    from paddle_recomp.model import Mlp2xGelu
+    from paddle_recomp.towers.visual_encoder import Mlp2xGelu
 
     heard: list[int] = []
     layer = Mlp2xGelu(golden_checkpoint.spec.projector)

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from paddle_recomp.bench.measure import FULL, Report, Row
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.machine import Machine
+from paddle_recomp.commands.bench.measure import FULL, Report, Row
+from paddle_recomp.vlm.machine import Machine
 
 COLUMNS = (
     "tokens",

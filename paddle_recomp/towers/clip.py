@@ -10,8 +10,8 @@ import paddle
 import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
-from paddle_recomp import ops
 from paddle_recomp.checkpoint import TextTowerSpec, VisionTowerSpec
+from paddle_recomp.compression import ops
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.types import Tensor, VisionFeatures
 

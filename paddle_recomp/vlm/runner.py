@@ -12,20 +12,27 @@ from pathlib import Path
 import numpy as np
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.conversation import (
+from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.llm.draft import Draft
+from paddle_recomp.llm.generation import generate
+from paddle_recomp.llm.splicing import check_room, splice
+from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, render
+from paddle_recomp.types import Answer, AnswerStream, Timing, num_patches, stage_counts
+from paddle_recomp.vlm.conversation import (
     DEFAULT_MODE,
     Conversation,
     Mode,
     check_mode,
 )
-from paddle_recomp.encoder import ImageEncoder, ImageLike, Images, SeenImage, VisualPrompt, listed
-from paddle_recomp.latency import Deadline, Latency, known_latency
-from paddle_recomp.llm.base import LanguageModel
-from paddle_recomp.llm.draft import Draft
-from paddle_recomp.llm.generation import generate
-from paddle_recomp.llm.prompts import check_room, splice
-from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, render
-from paddle_recomp.types import Answer, AnswerStream, Timing, num_patches, stage_counts
+from paddle_recomp.vlm.front_end import (
+    ImageEncoder,
+    ImageLike,
+    Images,
+    SeenImage,
+    VisualPrompt,
+    listed,
+)
+from paddle_recomp.vlm.latency import Deadline, Latency, known_latency
 
 
 class VLM:

@@ -15,19 +15,14 @@ from rich.console import Console
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.cache import FeatureCache
-from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.console import (
+from paddle_recomp.commands.console import (
     loading_bar,
     measuring_bar,
     quiet_paddle,
     run_app,
     warnings_as_lines,
 )
-from paddle_recomp.conversation import DEFAULT_MODE, check_mode
-from paddle_recomp.errors import ConfigError
-from paddle_recomp.explain import save_answer
-from paddle_recomp.options import (
+from paddle_recomp.commands.options import (
     DEFAULTS,
     BackendOption,
     CacheOption,
@@ -57,14 +52,19 @@ from paddle_recomp.options import (
     TtftOption,
     config_from_options,
 )
-from paddle_recomp.preprocess import check_question, load_image
-from paddle_recomp.reports import (
+from paddle_recomp.commands.reports import (
     answer_dict,
     print_answer,
     print_bundle,
     print_checkpoint,
     working,
 )
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.errors import ConfigError
+from paddle_recomp.explain import save_answer
+from paddle_recomp.preprocess import check_question, load_image
+from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
+from paddle_recomp.vlm.feature_cache import FeatureCache
 
 app = typer.Typer(
     add_completion=False,
@@ -117,7 +117,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer QUESTION about one IMAGE, several, or none."""
-    from paddle_recomp.loading import load
+    from paddle_recomp.vlm.loading import load
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens, max_tokens, full, ratio, ttft_ms)
@@ -178,9 +178,9 @@ def chat(
     cache: CacheOption = None,
 ) -> None:
     """Talk about one IMAGE, several, or none: questions and commands, line by line (`/help`)."""
-    from paddle_recomp.chat.session import ChatSession
-    from paddle_recomp.chat.terminal import run
-    from paddle_recomp.loading import load
+    from paddle_recomp.commands.chat.session import ChatSession
+    from paddle_recomp.commands.chat.terminal import run
+    from paddle_recomp.vlm.loading import load
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens, max_tokens, full, ratio, ttft_ms)
@@ -224,7 +224,7 @@ def explain(
     precision: PrecisionOption = None,
 ) -> None:
     """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
-    from paddle_recomp.loading import find, load_encoder
+    from paddle_recomp.vlm.loading import find, load_encoder
 
     config = config_from_options(preset_name, method, switches)
     budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
@@ -250,7 +250,7 @@ def info(
 ) -> None:
     """Show what a checkpoint or a bundle holds, after checking every key, shape and checksum.
     Needs no paddle."""
-    from paddle_recomp.loading import find
+    from paddle_recomp.vlm.loading import find
 
     found, console = find(model, clip), Console(highlight=False)
     if isinstance(found, Bundle):
@@ -274,8 +274,8 @@ def demo(
     device: DeviceOption = "cpu",
 ) -> None:
     """Ask the embedded model questions about the pictures that ship with it."""
-    from paddle_recomp.demo import run_demo
-    from paddle_recomp.loading import load
+    from paddle_recomp.commands.demo import run_demo
+    from paddle_recomp.vlm.loading import load
 
     budget = TokenBudget(tokens=tokens, ratio=ratio, max_tokens=max_tokens, full=full)
     console = Console(highlight=False)
@@ -313,10 +313,10 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure MODEL on this machine: uncompressed, with the dynamic budget, and with few tokens."""
-    from paddle_recomp.bench import BenchConfig, print_report, report_dict, shape_line
-    from paddle_recomp.bench import bench as measure
-    from paddle_recomp.demo import demo_pictures
-    from paddle_recomp.loading import find, load
+    from paddle_recomp.commands.bench import BenchConfig, print_report, report_dict, shape_line
+    from paddle_recomp.commands.bench import bench as measure
+    from paddle_recomp.commands.demo import demo_pictures
+    from paddle_recomp.vlm.loading import find, load
 
     config = BenchConfig(tuple(tokens or ()), BenchConfig.questions, new_tokens, repeats)
     if question:

@@ -6,9 +6,9 @@ import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
 from paddle_recomp.checkpoint import ModelSpec, ProjectorSpec
-from paddle_recomp.clip import TextTower, VisionTower
+from paddle_recomp.compression.registry import get_method
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.methods import get_method
+from paddle_recomp.towers.clip import TextTower, VisionTower
 from paddle_recomp.types import Compressed, Tensor, VisionFeatures
 
 

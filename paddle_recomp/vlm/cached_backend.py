@@ -6,8 +6,9 @@ import hashlib
 
 import numpy as np
 
-from paddle_recomp.backends.base import OUTPUTS, Backend, Graph
-from paddle_recomp.cache import FeatureCache
+from paddle_recomp.backends.base import Backend
+from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.vlm.feature_cache import FeatureCache
 
 
 class CachedBackend:

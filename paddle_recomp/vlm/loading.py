@@ -11,18 +11,18 @@ from pathlib import Path
 
 import platformdirs
 
-from paddle_recomp.backends.base import PARTS as GRAPHS
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.backends.cached import CachedBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
-from paddle_recomp.cache import FeatureCache
+from paddle_recomp.bundle.contract import PIPELINE
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.encoder import ImageEncoder
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
-from paddle_recomp.machine import this_machine
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
-from paddle_recomp.runner import VLM
+from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.vlm.front_end import ImageEncoder
+from paddle_recomp.vlm.machine import this_machine
+from paddle_recomp.vlm.runner import VLM
 
 DEMO = "demo"
 """The embedded model: its bundle where something runs it, its checkpoint where a checkpoint is
@@ -249,12 +249,12 @@ def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | Non
         from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 
         predictors = PaddleInferenceBackend(bundle, precision or "fp32", device)
-        predictors.open(GRAPHS)
+        predictors.open(PIPELINE)
         return predictors
     from paddle_recomp.backends.onnx import OnnxBackend
 
     sessions = OnnxBackend(bundle, [device], precision=precision)
-    sessions.open(GRAPHS)
+    sessions.open(PIPELINE)
     return sessions
 
 

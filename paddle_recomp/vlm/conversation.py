@@ -13,12 +13,10 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.encoder import ImageEncoder, SeenImage, VisualPrompt
 from paddle_recomp.errors import ConfigError, StateError
-from paddle_recomp.latency import Deadline, Latency
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.continued import Continued
-from paddle_recomp.llm.prompts import check_room, num_positions, splice
+from paddle_recomp.llm.splicing import check_room, num_positions, splice
 from paddle_recomp.preprocess import (
     IMAGE_TOKEN,
     LanguageTokenizer,
@@ -28,6 +26,8 @@ from paddle_recomp.preprocess import (
     spoken,
 )
 from paddle_recomp.types import Answer, AnswerStream, Compressed, Timing
+from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage, VisualPrompt
+from paddle_recomp.vlm.latency import Deadline, Latency
 
 Mode = Literal["recompress", "append", "keep"]
 DEFAULT_MODE: Mode = "append"

@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from paddle_recomp.commands.reports import STEPS, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.encoder import SeenImage
 from paddle_recomp.explain import draw_answer
-from paddle_recomp.reports import STEPS, working
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.front_end import SeenImage
+from paddle_recomp.vlm.runner import VLM
 
 PICTURES = 3
 """How many of the shipped pictures are shown; each is asked two questions."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields, replace
 from statistics import median
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.encoder import ImageLike
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.machine import Machine, peak_memory, reset_peak, this_machine
 from paddle_recomp.preprocess import check_question
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, Timing
+from paddle_recomp.vlm.front_end import ImageLike
+from paddle_recomp.vlm.machine import Machine, peak_memory, reset_peak, this_machine
+from paddle_recomp.vlm.runner import VLM
 
 FULL, DYNAMIC = "full", "dynamic"
 TOKENS = 64

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import paddle
 
+from paddle_recomp.compression.methods.baselines import random, uniform, visual
+from paddle_recomp.compression.methods.recoverable import recoverable
 from paddle_recomp.config import CompressionConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, FeatureError
-from paddle_recomp.methods.baselines import random, uniform, visual
-from paddle_recomp.methods.recoverable import recoverable
 from paddle_recomp.types import Compressed, Tensor, VisionFeatures
 
 Method = Callable[[VisionFeatures, Tensor, Tensor, CompressionConfig], Compressed]

@@ -19,9 +19,9 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from paddle_recomp.chat.commands import COMMANDS
-from paddle_recomp.chat.session import ChatSession
-from paddle_recomp.conversation import Mode
+from paddle_recomp.commands.chat.commands import COMMANDS
+from paddle_recomp.commands.chat.session import ChatSession
+from paddle_recomp.vlm.conversation import Mode
 
 PROMPT = "> "
 _WORDS = {"/mode": get_args(Mode), "/tokens": ("auto", "full", "max")}

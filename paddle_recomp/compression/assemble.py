@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import paddle
 
-from paddle_recomp import ops
+from paddle_recomp.compression import ops
 from paddle_recomp.types import Compressed, Stage, Tensor
 
 

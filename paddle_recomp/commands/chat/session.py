@@ -8,22 +8,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from paddle_recomp.chat.commands import (
+from paddle_recomp.commands.chat.commands import (
     COMMANDS,
     Command,
     describe_budget,
     parse_budget,
     parse_line,
 )
+from paddle_recomp.commands.console import measuring_bar
+from paddle_recomp.commands.reports import cost_lines, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.console import measuring_bar
-from paddle_recomp.conversation import DEFAULT_MODE, check_mode
-from paddle_recomp.encoder import Images
 from paddle_recomp.errors import ConfigError, RecompError
 from paddle_recomp.explain import save_answer
-from paddle_recomp.reports import cost_lines, working
-from paddle_recomp.runner import VLM
 from paddle_recomp.types import Answer, AnswerStream
+from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
+from paddle_recomp.vlm.front_end import Images
+from paddle_recomp.vlm.runner import VLM
 
 OVERLAY = "explain.png"
 

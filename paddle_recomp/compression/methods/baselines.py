@@ -6,9 +6,9 @@ import math
 
 import paddle
 
-from paddle_recomp import ops
+from paddle_recomp.compression import ops
+from paddle_recomp.compression.assemble import assemble
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.methods.assemble import assemble
 from paddle_recomp.types import Compressed, Tensor, VisionFeatures
 
 

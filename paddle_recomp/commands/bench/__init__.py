@@ -5,8 +5,8 @@ for row in report.rows:
     print(row.budget, row.question, row.timing.first_token, row.tokens_per_second)
 """
 
-from paddle_recomp.bench.measure import BenchConfig, Report, Row, bench
-from paddle_recomp.bench.table import COLUMNS, cells, print_report, report_dict, shape_line
+from paddle_recomp.commands.bench.measure import BenchConfig, Report, Row, bench
+from paddle_recomp.commands.bench.table import COLUMNS, cells, print_report, report_dict, shape_line
 
 __all__ = [
     "COLUMNS",

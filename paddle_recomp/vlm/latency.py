@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.encoder import Images, SeenImage
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.front_end import Images, SeenImage
 
 REPEATS = 5
 SURE = 0.9

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from paddle_recomp.backends.base import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.config import CompressionConfig
 from paddle_recomp.errors import (
     BundleError,

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import paddle
 
-from paddle_recomp import ops
+from paddle_recomp.compression import ops
+from paddle_recomp.compression.assemble import Merged, assemble
 from paddle_recomp.config import CompressionConfig
-from paddle_recomp.methods.assemble import Merged, assemble
 from paddle_recomp.types import Compressed, Tensor, VisionFeatures
 
 

@@ -1,0 +1,1 @@
+"""The compressor: tensor operations, and one pure function per method (Paddle)."""

@@ -1,0 +1,1 @@
+"""CLIP's two towers, LLaVA's projector, and the visual encoder that they make up (Paddle)."""

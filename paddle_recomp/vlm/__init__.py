@@ -1,0 +1,1 @@
+"""The runner: a picture is seen once, and every question is answered from the tokens it needs."""
