@@ -17,8 +17,9 @@ from rich.table import Table
 
 from benchmarks.loop_reference import compress_by_loops
 from paddle_recomp.compression import ops
-from paddle_recomp.compression.registry import compress
-from paddle_recomp.config import TokenBudget, preset
+from paddle_recomp.compression.config import preset
+from paddle_recomp.compression.eager import compress
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import Tensor, VisionFeatures
 
 

@@ -32,8 +32,9 @@ from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.commands.console import quiet_paddle
-from paddle_recomp.compression.registry import compress
-from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.compression.eager import compress
+from paddle_recomp.config import TokenBudget
 
 SPEC = SHAPES["tiny-llava-1.1b"]
 BATCH = 8
@@ -142,7 +143,7 @@ def main() -> None:
     console.print(batches)
     if bundle is not None:
         backend = OnnxBackend(bundle, threads=options.threads)
-        pixels = sample_inputs("vision", SPEC, batch=1)
+        pixels = sample_inputs(("pixel_values",), SPEC, batch=1)
         one = tower_outputs(1, TokenBudget())
         for graph in run:
             tower, compressor, share = median_pair(

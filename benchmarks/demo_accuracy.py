@@ -20,7 +20,8 @@ from rich.table import Table
 
 from benchmarks.comparing import FRACTIONS
 from benchmarks.held_out import Evaluation, Item, draw_items, is_right
-from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.compression.config import CompressionConfig, preset
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint, load, load_encoder
 from paddle_recomp.vlm.runner import VLM

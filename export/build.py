@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from export.accuracy import Outcome, describe_outcome, quantise_towers, scales_of
@@ -29,8 +29,8 @@ from export.shapes import TRACED
 from export.writing import replaced_folder
 from paddle_recomp.bundle import DECODER_PRECISIONS, PRECISIONS, Bundle, open_bundle
 from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import get_method
-from paddle_recomp.config import CompressionConfig
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.loading import DEMO, DEMO_CHECKPOINT, find_checkpoint, image_processor
@@ -133,7 +133,7 @@ def export(
             graph="encoder",
             model_dir=str(checkpoint.model_dir),
             clip_dir=str(checkpoint.clip_dir),
-            config=asdict(config),
+            config=config.as_dict(),
             operators=operators,
             metadata={},
             output=None,

@@ -17,7 +17,7 @@ from typing import Any
 
 from export.errors import ExportError
 from export.shapes import shapes_of
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 OPSET = 17
@@ -92,7 +92,7 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     return f"its process ended with code {done.returncode} and wrote nothing"
 
 
-def save_layer(graph: Graph, layer: Any, spec: ModelSpec, stem: Path) -> None:
+def save_layer(layer: Any, spec: ModelSpec, stem: Path) -> None:
     """Writes a layer as Paddle Inference reads it. The layer is traced, after which it no longer
     runs eagerly. Not where paddlenlp was imported, which replaces functions of Paddle: the tracer
     then waits for itself.
@@ -103,7 +103,8 @@ def save_layer(graph: Graph, layer: Any, spec: ModelSpec, stem: Path) -> None:
     from export.graphs import input_specs
 
     wanted = sum(parameter.size * parameter.element_size() for parameter in layer.parameters())
-    traced = paddle.jit.to_static(layer, input_spec=input_specs(graph, spec), full_graph=True)
+    specs = [input_specs(layer.signature, spec)]
+    traced = paddle.jit.to_static(layer, input_spec=specs, full_graph=True)
     paddle.jit.save(traced, str(stem))
     # On a full disk Paddle drops what does not fit, and says nothing.
     found = Path(f"{stem}.pdiparams").stat().st_size
@@ -130,7 +131,7 @@ def convert_layer(
     from export.optimise import check, finish, optimise, set_shapes
 
     weights = {parameter.name: name for name, parameter in layer.named_parameters()}
-    save_layer(graph, layer, spec, folder / _TRACED)
+    save_layer(layer, spec, folder / _TRACED)
     raw = paddle2onnx.export(
         f"{folder}/{_TRACED}.json",
         f"{folder}/{_TRACED}.pdiparams",
@@ -143,7 +144,7 @@ def convert_layer(
         raise ExportError("paddle2onnx wrote nothing, as it does for more than 2 GB")
     loaded = onnx.load_from_string(raw)
     del raw
-    rewritten = OnnxGraph.read(loaded, OUTPUTS[graph])
+    rewritten = OnnxGraph.read(loaded, layer.signature.outputs)
     # Each of them holds all weights of a tower once more.
     del loaded
     optimise(rewritten, operators)
@@ -160,7 +161,7 @@ def main(text: str) -> None:
     from export.parity import compare_with_layer, run, run_paddle
     from export.writing import write_model
     from paddle_recomp.checkpoint import open_checkpoint
-    from paddle_recomp.config import CompressionConfig
+    from paddle_recomp.compression.config import CompressionConfig
 
     job = Job(**json.loads(text))
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
@@ -168,7 +169,7 @@ def main(text: str) -> None:
     with tempfile.TemporaryDirectory(dir=job.files[0].parent) as name:
         folder, layer = Path(name), build(job.graph, checkpoint, config)
         if job.output is None:
-            save_layer(job.graph, layer, spec, folder / _TRACED)
+            save_layer(layer, spec, folder / _TRACED)
         else:
             model = convert_layer(job.graph, layer, spec, folder, job.metadata, job.operators)
             write_model(model, Path(job.output))

@@ -39,9 +39,9 @@ def fuse(folder: Path, spec: ModelSpec, metadata: dict[str, str]) -> None:
     write_model(model, path)
     del model
 
-    arrays = sample_inputs("encoder", spec)
-    found = run(path, "encoder", arrays)
+    arrays = sample_inputs(INPUTS["encoder"], spec)
+    found = run(path, OUTPUTS["encoder"], arrays)
     for name in TRACED:
         wanted = {key: arrays[key] for key in INPUTS[name]}
-        arrays |= run(folder / f"{name}.onnx", name, wanted)
+        arrays |= run(folder / f"{name}.onnx", OUTPUTS[name], wanted)
     compare("encoder", {name: arrays[name] for name in OUTPUTS["encoder"]}, found)

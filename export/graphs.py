@@ -1,7 +1,8 @@
 """The graphs of a bundle as Paddle layers with the shapes they are traced with.
 
-They only wrap: the towers, the methods and the projector are the library's own. B images, L text
-positions, N patches; a None in a shape is dynamic."""
+They only wrap: the towers, the methods and the projector are the library's own. A graph takes its
+inputs as one dictionary, because each method has inputs of its own. B images, L text positions, N
+patches; a None in a shape is dynamic."""
 
 from __future__ import annotations
 
@@ -10,26 +11,30 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from export.shapes import dtype_of, shapes_of
-from paddle_recomp.bundle.contract import INPUTS, Graph
+from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint, ModelSpec
+from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import get_method
-from paddle_recomp.config import CompressionConfig
 from paddle_recomp.towers.clip import TextTower, VisionTower
-from paddle_recomp.towers.visual_encoder import PROJECTORS, VisualEncoder
+from paddle_recomp.towers.visual_encoder import Compressor, VisualEncoder
 from paddle_recomp.towers.weights import load_part
-from paddle_recomp.types import Tensor, VisionFeatures
+from paddle_recomp.types import Compressed, Tensor
+
+Inputs = dict[str, Tensor]
 
 
 class VisionGraph(nn.Layer):
-    """pixel_values [B, 3, S, S] -> the four of `VisionFeatures`."""
+    """pixel_values [B, 3, S, S] -> the fields of `VisionFeatures` that are read."""
 
     def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
         super().__init__()
-        self.vision_tower = VisionTower(spec.vision, spec.vision_feature_layer, config)
+        self.vision_tower = VisionTower(spec.vision, spec.vision_feature_layer, config.towers)
+        self.signature = signature_of("vision", config)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """A plain tuple, in the order of OUTPUTS."""
-        return tuple(self.vision_tower(pixel_values))
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """A plain tuple, in the order of the graph's signature."""
+        vision = self.vision_tower(inputs["pixel_values"])._asdict()
+        return tuple(vision[name] for name in self.signature.outputs)
 
 
 class TextGraph(nn.Layer):
@@ -37,55 +42,60 @@ class TextGraph(nn.Layer):
 
     def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
         super().__init__()
-        self.text_tower = TextTower(spec.text, config)
+        self.text_tower = TextTower(spec.text, config.towers)
+        self.signature = signature_of("text", config)
 
-    def forward(self, question_ids: Tensor) -> tuple[Tensor, ...]:
-        """A plain tuple, in the order of OUTPUTS."""
-        return (self.text_tower(question_ids),)
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """A plain tuple."""
+        return (self.text_tower(inputs["question_ids"]),)
 
 
-class CompressGraph(nn.Layer):
-    """The outputs of both towers and token_bounds [B, 2] -> visual_embeds and provenance."""
+class CompressGraph(Compressor):
+    """What the method reads and token_bounds [B, 2] -> visual_embeds and provenance."""
+
+    def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
+        super().__init__(spec, config)
+        self.signature = signature_of("compress", config)
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """A plain tuple, in the order of TOKENS, and then the inputs: Paddle refuses to save a
+        graph that leaves one of its inputs unused."""
+        embeds, kept = self.compress(inputs["token_bounds"], inputs)
+        return flat(embeds, kept) + _echo(inputs)
+
+
+class EncoderGraph(nn.Layer):
+    """The other three in one, for Paddle Inference; ONNX's is joined from their files."""
 
     def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
         super().__init__()
-        self.method, self.config = get_method(config.method), config
-        self.projector = PROJECTORS[spec.projector.kind](spec.projector)
+        whole = VisualEncoder(spec, config)
+        self.vision_tower, self.text_tower = whole.vision_tower, whole.text_tower
+        self.compressor = whole.compressor
+        self.signature = signature_of("encoder", config)
 
-    def forward(
-        self,
-        features: Tensor,
-        keys: Tensor,
-        visual_score: Tensor,
-        patch_embeds: Tensor,
-        text_embeds: Tensor,
-        token_bounds: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """A plain tuple, in the order of OUTPUTS, and then the inputs: Paddle refuses to save a
-        graph that leaves one of its inputs unused, as some methods do."""
-        vision = VisionFeatures(features, keys, visual_score, patch_embeds)
-        kept = self.method(vision, text_embeds, token_bounds, self.config)
-        embeds = self.projector(kept.tokens)
-        outputs = (embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)
-        return outputs + tuple(paddle.assign(x) for x in (*vision, text_embeds, token_bounds))
+    @property
+    def projector(self) -> nn.Layer:
+        """The projector, which stands behind the method."""
+        return self.compressor.projector
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """A plain tuple: see `CompressGraph.forward`."""
+        given = dict(inputs)
+        given.update(self.vision_tower(inputs["pixel_values"])._asdict())
+        if "question_ids" in inputs:
+            given["text_embeds"] = self.text_tower(inputs["question_ids"])
+        embeds, kept = self.compressor.compress(inputs["token_bounds"], given)
+        return flat(embeds, kept) + _echo(inputs)
 
 
-class EncoderGraph(VisualEncoder):
-    """The other three in one, for Paddle Inference; ONNX's is joined from their files."""
+def flat(visual_embeds: Tensor, kept: Compressed) -> tuple[Tensor, ...]:
+    """The outputs of a compress graph in the order of TOKENS."""
+    return (visual_embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)
 
-    def forward(
-        self, pixel_values: Tensor, question_ids: Tensor, token_bounds: Tensor
-    ) -> tuple[Tensor, ...]:
-        """A plain tuple: see `CompressGraph.forward`.
 
-        Step by step, because the tracer does not look into a call of the base class's forward, and
-        what it does not look into loses the dynamic shapes."""
-        vision = self.vision_tower(pixel_values)
-        text_embeds = self.text_tower(question_ids)
-        embeds, kept = self.compress(vision, text_embeds, token_bounds)
-        outputs = (embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)
-        inputs = (pixel_values, question_ids, token_bounds)
-        return outputs + tuple(paddle.assign(x) for x in inputs)
+def _echo(inputs: Inputs) -> tuple[Tensor, ...]:
+    return tuple(paddle.assign(value) for value in inputs.values())
 
 
 LAYERS: dict[Graph, tuple[type[nn.Layer], tuple[str, ...]]] = {
@@ -97,8 +107,15 @@ LAYERS: dict[Graph, tuple[type[nn.Layer], tuple[str, ...]]] = {
 """Each graph with the parts of the checkpoint that it holds."""
 
 
+def signature_of(graph: Graph, config: CompressionConfig) -> Signature:
+    """What a graph takes and gives where the method of this configuration compresses."""
+    return signatures(get_method(config.method).graph_inputs)[graph]
+
+
 def build(graph: Graph, checkpoint: Checkpoint, config: CompressionConfig) -> nn.Layer:
-    """The layer of a graph with its weights. Raises: ConfigError, CheckpointError."""
+    """The layer of a graph with its weights, which knows its `signature`.
+
+    Raises: ConfigError, CheckpointError."""
     kind, parts = LAYERS[graph]
     layer = kind(checkpoint.spec, config)
     for part in parts:
@@ -107,7 +124,12 @@ def build(graph: Graph, checkpoint: Checkpoint, config: CompressionConfig) -> nn
     return layer
 
 
-def input_specs(graph: Graph, spec: ModelSpec) -> list[InputSpec]:
-    """What a graph is traced with; the batch is dynamic."""
+def input_specs(signature: Signature, spec: ModelSpec) -> dict[str, InputSpec]:
+    """What a graph is traced with, by name; the batch is dynamic, and so is the number of words."""
     shapes = shapes_of(spec)
-    return [InputSpec([None, *shapes[name][1:]], dtype_of(name), name) for name in INPUTS[graph]]
+    return {
+        name: InputSpec(
+            [side if isinstance(side, int) else None for side in shapes[name]], dtype_of(name), name
+        )
+        for name in signature.inputs
+    }

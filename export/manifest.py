@@ -18,7 +18,7 @@ from paddle_recomp import __version__
 from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, checksum, seal
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.loading import image_processor, projector_checksum
 
@@ -39,7 +39,7 @@ def describe(
         },
         "precision": precision,
         "operators": operators,
-        "compression": asdict(config),
+        "compression": config.as_dict(),
         "image": {
             **asdict(processor),
             "patch_size": spec.vision.patch_size,

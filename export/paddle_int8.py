@@ -186,11 +186,11 @@ def _save_float(job: Int8Job, stem: str) -> None:
 
     from export.graphs import build, input_specs
     from paddle_recomp.checkpoint import open_checkpoint
-    from paddle_recomp.config import CompressionConfig
+    from paddle_recomp.compression.config import CompressionConfig
 
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
     layer = build(job.graph, checkpoint, CompressionConfig(**job.config))
-    specs = input_specs(job.graph, checkpoint.spec)
+    specs = [input_specs(layer.signature, checkpoint.spec)]
     traced = paddle.jit.to_static(layer, input_spec=specs, full_graph=True)
     paddle.jit.save(traced, stem)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.shapes import dtype_of, shapes_of
-from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 TOLERANCE = 1e-4
@@ -18,12 +18,14 @@ TOLERANCE = 1e-4
 BATCH = 4
 
 
-def sample_inputs(graph: Graph, spec: ModelSpec, batch: int = BATCH) -> dict[str, np.ndarray]:
+def sample_inputs(
+    names: Sequence[str], spec: ModelSpec, batch: int = BATCH
+) -> dict[str, np.ndarray]:
     """Noise, the same each time, in which a few patches stand out and each image has another
     budget: what the filter finds, a cap, an exact number, everything."""
     rng, shapes, size = np.random.default_rng(0), shapes_of(spec), spec.vision.num_patches
     arrays: dict[str, np.ndarray] = {}
-    for name in INPUTS[graph]:
+    for name in names:
         shape = [batch, *(int(side) for side in shapes[name][1:])]
         arrays[name] = rng.normal(size=shape).astype(dtype_of(name))
     if "question_ids" in arrays:
@@ -40,7 +42,8 @@ def sample_inputs(graph: Graph, spec: ModelSpec, batch: int = BATCH) -> dict[str
     return arrays
 
 
-Runner = Callable[[str | Path, Graph, dict[str, np.ndarray]], dict[str, np.ndarray]]
+Runner = Callable[[str | Path, Sequence[str], dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""A file, the names of its outputs in their order, its inputs -> its outputs."""
 
 
 def compare_with_layer(
@@ -51,32 +54,33 @@ def compare_with_layer(
     Raises: ExportError when they differ."""
     import paddle
 
-    inputs = sample_inputs(graph, spec)
+    names, inputs = layer.signature.outputs, sample_inputs(layer.signature.inputs, spec)
     with paddle.no_grad():
-        values = layer(**{name: paddle.to_tensor(value) for name, value in inputs.items()})
-    expected = {name: x.numpy() for name, x in zip(OUTPUTS[graph], values, strict=False)}
-    compare(graph, expected, run(path, graph, inputs))
+        values = layer({name: paddle.to_tensor(value) for name, value in inputs.items()})
+    expected = {name: x.numpy() for name, x in zip(names, values, strict=False)}
+    compare(graph, expected, run(path, names, inputs))
 
 
-def run(path: str | Path, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(
+    path: str | Path, names: Sequence[str], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """The outputs of a graph file in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = OUTPUTS[graph]
     return dict(zip(names, session.run(list(names), inputs), strict=True))
 
 
 def run_paddle(
-    stem: str | Path, graph: Graph, inputs: dict[str, np.ndarray]
+    stem: str | Path, names: Sequence[str], inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The outputs of STEM.json and STEM.pdiparams in Paddle Inference on the CPU."""
     from paddle_recomp.backends.paddle_inference import Predictor
 
     predictor = Predictor(Path(f"{stem}.json"), Path(f"{stem}.pdiparams"))
-    return predictor.run(inputs, OUTPUTS[graph])
+    return predictor.run(inputs, names)
 
 
 def compare(graph: Graph, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:

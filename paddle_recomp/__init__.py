@@ -5,9 +5,10 @@ image = vlm.see("street.jpg")                     # the vision tower runs here, 
 print(vlm.ask(image, "what does the sign say?").text)  # each question recompresses the image
 """
 
-from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget, preset
+from paddle_recomp.compression.config import CompressionConfig, preset
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import RecompError
-from paddle_recomp.types import Answer, Compressed, Stage, Timing
+from paddle_recomp.types import Answer, Compressed, Stage, StageInfo, Timing
 from paddle_recomp.vlm.conversation import Conversation
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.front_end import SeenImage
@@ -27,6 +28,7 @@ __all__ = [
     "RecompError",
     "SeenImage",
     "Stage",
+    "StageInfo",
     "Timing",
     "TokenBudget",
     "load",

@@ -1,22 +1,48 @@
-"""Frozen, validated configuration: the switches of the algorithm, the token budget, generation."""
+"""Frozen, validated configuration: options in general and those of the towers, the token budget,
+generation. A compression method's own options stand beside the method."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from paddle_recomp.errors import ConfigError
 
-
-def _is_instance(value: object, kind: type) -> bool:
-    if kind is not bool and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
+T = TypeVar("T")
 
 
-def _parse(name: str, text: str, hint: Any) -> Any:
+def option(default: T, doc: str, least: float | None = None) -> T:
+    """A field of an options dataclass, with its sentence for help and docs and its least value."""
+    found: T = field(default=default, metadata={"doc": doc, "least": least})
+    return found
+
+
+class Options:
+    """Base of frozen options: every value has the type of its field and keeps to its least value.
+
+    Raises: ConfigError that names the option, its value and what is allowed."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for one in fields(self):  # type: ignore[arg-type]
+            value, hint = getattr(self, one.name), hints[one.name]
+            if allowed := get_args(hint):
+                if value not in allowed or isinstance(value, bool):
+                    raise ConfigError(f"{one.name} is {value!r}; allowed: {listing(allowed)}")
+            elif not _is_instance(value, hint):
+                raise ConfigError(f"{one.name} is {value!r}; expected {hint.__name__}")
+            least = one.metadata.get("least")
+            if least is not None and value < least:
+                raise ConfigError(f"{one.name} is {value!r}; expected at least {least}")
+
+
+def parse_option(options: type, name: str, text: str) -> Any:
+    """The value of an option that comes as text, from a command line.
+
+    Raises: ConfigError for text that is no value of the option's type."""
+    hint = get_type_hints(options)[name]
     allowed = get_args(hint) or ((True, False) if hint is bool else ())
     for value in allowed:
         if text.lower() == str(value).lower():
@@ -29,112 +55,37 @@ def _parse(name: str, text: str, hint: Any) -> Any:
         raise ConfigError(f"{name} is {text!r}; expected {hint.__name__}") from None
 
 
-def _listing(values: Any) -> str:
+def listing(values: Iterable[Any]) -> str:
+    """Values as a list for a message."""
     return ", ".join(str(value) for value in values)
 
 
+def _is_instance(value: object, kind: type) -> bool:
+    if kind is not bool and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
 @dataclass(frozen=True)
-class CompressionConfig:
-    """The switches of Recoverable Compression, one per place where the paper's words and the
-    authors' public code differ. The defaults are the `corrected` preset."""
+class TowerOptions(Options):
+    """What the two towers give to a compression method, whichever it is."""
 
-    method: str = "recoverable"
-    """A name in `methods.METHODS`."""
-    question_source: Literal["question", "prompt_first_line"] = "question"
-    """What CLIP reads: the question, or line 0 of the decoded prompt (public code)."""
-    text_pooling: Literal["end_of_text", "last_position"] = "end_of_text"
-    """CLIP's own pooling, or the last padded position (public code)."""
-    patch_layernorm: bool = True
-    """Apply CLIP's post_layernorm to the patches before visual_projection."""
-    attention: Literal["concat", "heads"] = "concat"
-    """Visual score from the concatenated heads, or the tower's attention, mean over heads."""
-    outliers: Literal["above_median", "all"] = "above_median"
-    """Which outliers of the local outlier factor the dynamic scale filter counts."""
-    scaling: Literal["exact", "float64"] = "exact"
-    """How a count is scaled by its ratio: in integers, or truncated from float64 (public code),
-    which loses one token at some sizes, since 49 * (1 / 49) < 1."""
-    text_sign: Literal[1, -1] = 1
-    """Sign of the text score; published work disagrees on it."""
-    text_scope: Literal["remainder", "all"] = "remainder"
-    """Filter the text score over what is left, or over all with kept patches at the minimum."""
-    centres_of: Literal["remainder", "channels"] = "remainder"
-    """What the centres' ratio multiplies: tokens left, or the channel count (public code)."""
-    cluster_keys: Literal["aligned", "misaligned"] = "aligned"
-    """`misaligned`: position j of the remainder takes key j of all patches (public code)."""
-    merge: Literal["normalised", "raw"] = "normalised"
-    """Whether the weights of a merged token sum to one."""
-    rest: Literal["always", "with_centres"] = "always"
-    """When the token that sums up everything else is kept."""
-    text_weight: float = 50.0
-    """Weight of the text score beside the key similarity when members are chosen."""
-    members: int = 32
-    """Tokens that each centre absorbs at most."""
-    neighbours: int = 20
-    """Neighbours of the outlier factor over visual and text scores."""
-    centre_neighbours: int = 10
-    """Neighbours of the outlier factor that counts the centres."""
-    outlier_threshold: float = 1.5
-    """A local outlier factor above this is an outlier (scikit-learn's `auto`)."""
-    seed: int = 0
-    """Seed of the `random` method."""
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            if allowed := get_args(hint):
-                if value not in allowed or isinstance(value, bool):
-                    raise ConfigError(f"{field.name} is {value!r}; allowed: {_listing(allowed)}")
-            elif not _is_instance(value, hint):
-                raise ConfigError(f"{field.name} is {value!r}; expected {hint.__name__}")
-        for name in ("members", "neighbours", "centre_neighbours"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-
-    def with_options(self, **options: Any) -> CompressionConfig:
-        """A copy with some options changed.
-
-        Raises: ConfigError naming an unknown option or a value out of range."""
-        names = [field.name for field in fields(self)]
-        for name in options:
-            if name not in names:
-                raise ConfigError(f"unknown option {name!r}; known: {_listing(names)}")
-        return replace(self, **options)
-
-    def with_text_options(self, **options: str) -> CompressionConfig:
-        """`with_options` for values that come as text, from a command line.
-
-        Raises: ConfigError, also for text that is no value of the option's type."""
-        hints = get_type_hints(type(self))
-        return self.with_options(
-            **{name: _parse(name, text, hints.get(name, str)) for name, text in options.items()}
-        )
-
-
-PRESETS: dict[str, CompressionConfig] = {
-    "corrected": CompressionConfig(),
-    "faithful": CompressionConfig(
-        question_source="prompt_first_line",
-        text_pooling="last_position",
-        patch_layernorm=False,
-        outliers="all",
-        scaling="float64",
-        text_scope="all",
-        centres_of="channels",
-        cluster_keys="misaligned",
-        merge="raw",
-        rest="with_centres",
-    ),
-}
-
-
-def preset(name: str, **options: Any) -> CompressionConfig:
-    """The named preset with options changed.
-
-    Raises: ConfigError naming an unknown preset or option."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; known: {_listing(PRESETS)}")
-    return PRESETS[name].with_options(**options)
+    question_source: Literal["question", "prompt_first_line"] = option(
+        "question", "What CLIP reads: the question, or line 0 of the decoded prompt (public code)."
+    )
+    text_pooling: Literal["end_of_text", "last_position"] = option(
+        "end_of_text", "CLIP's own pooling, or the last padded position (public code)."
+    )
+    patch_layernorm: bool = option(
+        True, "Apply CLIP's post_layernorm to the patches before visual_projection."
+    )
+    attention: Literal["concat", "heads"] = option(
+        "concat",
+        "Visual score from the concatenated heads, or the tower's attention, mean over heads.",
+    )
+    score_layer: int = option(
+        -1, "The layer, counted from the end, whose class attention methods read as `layer_score`."
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +103,7 @@ class TokenBudget:
     ttft_ms: float | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name)]
+        given = [one.name for one in fields(self) if getattr(self, one.name)]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other; give one")
         for name in ("tokens", "max_tokens"):

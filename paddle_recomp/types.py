@@ -3,7 +3,7 @@ P joint width, M token capacity, D language-model width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,8 +12,20 @@ Tensor: TypeAlias = Any
 """A paddle.Tensor inside the graph, a numpy.ndarray outside; the light path has no paddle."""
 
 
+@dataclass(frozen=True)
+class StageInfo:
+    """One of a method's stages: why a token is there."""
+
+    name: str
+    kind: Literal["patch", "merged", "rest"]
+    """The token is one patch as it is; several patches around a centre; or all that is left."""
+    meaning: str
+    """For a legend, behind the name: `stand out in the picture`."""
+
+
 class Stage(IntEnum):
-    """Why a token is there: the values of `Compressed.stage`."""
+    """The numbers of `recoverable`'s stages in `Compressed.stage`. Padding is −1 in every method,
+    and other methods declare stages of their own."""
 
     PADDING = -1
     VISUAL = 0
@@ -33,6 +45,8 @@ class VisionFeatures(NamedTuple):
     """[B, N] float: attention of the class token to each patch."""
     patch_embeds: Tensor
     """[B, N, P] float: each patch in the joint image-text space."""
+    layer_score: Tensor = None
+    """[B, N] float: attention of the class token in another layer, for methods that read it."""
 
 
 class Compressed(NamedTuple):
@@ -45,19 +59,18 @@ class Compressed(NamedTuple):
     index: Tensor
     """[B, M] int64: the patch number of a kept token, −1 for merged, rest and padding."""
     stage: Tensor
-    """[B, M] int64: a `Stage`."""
+    """[B, M] int64: the number of one of the method's stages, −1 for padding."""
     owner: Tensor
     """[B, N] int64: the token that each patch went into, −1 where it was dropped."""
     centre: Tensor
     """[B, M] int64: the patch at the centre of a merged token, −1 elsewhere."""
 
 
-def stage_counts(*pictures: Compressed) -> dict[str, int]:
-    """Visual tokens by stage, of numpy arrays with B = 1: visual, text, merged, rest."""
-    stages = (Stage.VISUAL, Stage.TEXT, Stage.MERGED, Stage.REST)
+def stage_counts(stages: Sequence[StageInfo], *pictures: Compressed) -> dict[str, int]:
+    """Visual tokens of pictures by the names of the method's stages, of numpy arrays with B = 1."""
     return {
-        stage.name.lower(): sum(int((one.stage == stage).sum()) for one in pictures)
-        for stage in stages
+        stage.name: sum(int((one.stage == number).sum()) for one in pictures)
+        for number, stage in enumerate(stages)
     }
 
 
@@ -92,7 +105,7 @@ class Answer:
     token_ids: tuple[int, ...]
     """What was generated, without a token that ends the text; tokens of a stop text are there."""
     stage_counts: dict[str, int]
-    """Visual tokens of all pictures by stage: visual, text, merged, rest."""
+    """Visual tokens of all pictures by the names of the method's stages."""
     num_patches: int
     """Patches of all pictures."""
     timing: Timing
@@ -103,6 +116,8 @@ class Answer:
     logprobs: tuple[float, ...]
     """Of each of `token_ids`: its natural log-probability in the language model's own distribution,
     whatever the temperature, the penalty and the cuts were."""
+    stages: tuple[StageInfo, ...] = ()
+    """The stages of the method that compressed, in the order of their numbers."""
     prefilled: int = 0
     """Positions, of words and of pictures, that went through the language model before the
     first token."""

@@ -9,11 +9,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.explain import draw_overlay, stage_counts
-from paddle_recomp.explain.layout import MERGED, PADDING, PAPER, TEXT, VISUAL, WIDTH
+from paddle_recomp.explain import draw_overlay
+from paddle_recomp.explain.layout import KEPT, MERGED, PADDING, PAPER, WIDTH
 from paddle_recomp.explain.page import MARGIN
-from paddle_recomp.types import Compressed
+from paddle_recomp.types import Compressed, stage_counts
+
+STAGES = METHODS["recoverable"].stages
+VISUAL, TEXT = KEPT[:2]
 
 BRIGHT = (240, 200, 160)
 SIDE = WIDTH // 4
@@ -46,7 +50,7 @@ def overlay(
     answer: str | None = "A cup.",
 ) -> Pixels:
     image = Image.new("RGB", size, BRIGHT)
-    return np.asarray(draw_overlay(image, case, (4, 4), box, "What is it?", answer))
+    return np.asarray(draw_overlay(image, case, STAGES, (4, 4), box, "What is it?", answer))
 
 
 def picture_top(page: Pixels) -> int:
@@ -67,7 +71,7 @@ def has(area: Pixels, colour: tuple[int, int, int]) -> bool:
 
 
 def test_stage_counts() -> None:
-    assert stage_counts(CASE) == {"visual": 2, "text": 1, "merged": 1, "rest": 1}
+    assert stage_counts(STAGES, CASE) == {"visual": 2, "text": 1, "merged": 1, "rest": 1}
 
 
 def test_size_and_layout() -> None:
@@ -139,7 +143,7 @@ def test_long_pictures_are_shown_near_the_grid() -> None:
         ((40, 4000), (0.0, 1980.0, 40.0, 2020.0)),
     ):
         image = Image.new("RGB", size, BRIGHT)
-        page = np.asarray(draw_overlay(image, CASE, (4, 4), box, "Q"))
+        page = np.asarray(draw_overlay(image, CASE, STAGES, (4, 4), box, "Q"))
         assert page.shape[0] < 1500
         frames = (page == VISUAL).all(axis=2).sum()
         assert frames > 2 * 4 * 80
@@ -170,7 +174,7 @@ def test_many_merged_tokens_do_not_outshine_what_was_kept() -> None:
 @pytest.mark.parametrize("text", ["long " * 120, "x" * 400, "日本語 é ü ß – “q”\n\ttwo", "?"])
 def test_any_question_fits(text: str) -> None:
     image = Image.new("RGB", (40, 40), BRIGHT)
-    page = np.asarray(draw_overlay(image, CASE, (4, 4), (0, 0, 40, 40), text, text))
+    page = np.asarray(draw_overlay(image, CASE, STAGES, (4, 4), (0, 0, 40, 40), text, text))
     margins = np.concatenate([page[:, :MARGIN], page[:, -MARGIN + 2 :]], axis=1)
     assert (margins == PAPER).all()
 
@@ -178,15 +182,15 @@ def test_any_question_fits(text: str) -> None:
 def test_modes_of_the_picture() -> None:
     for mode in ("L", "RGBA", "P"):
         image = Image.new(mode, (40, 40))
-        assert draw_overlay(image, CASE, (4, 4), (0, 0, 40, 40), "Q").mode == "RGB"
+        assert draw_overlay(image, CASE, STAGES, (4, 4), (0, 0, 40, 40), "Q").mode == "RGB"
 
 
 def test_grid_must_match() -> None:
     with pytest.raises(ConfigError, match="grid is 3×4, but there are 16 patches"):
-        draw_overlay(Image.new("RGB", (9, 9)), CASE, (3, 4), (0, 0, 9, 9), "Q")
+        draw_overlay(Image.new("RGB", (9, 9)), CASE, STAGES, (3, 4), (0, 0, 9, 9), "Q")
 
 
 def test_font_must_be_readable(tmp_path: Path) -> None:
     path = tmp_path / "no.ttf"
     with pytest.raises(ConfigError, match=r"no\.ttf' cannot be read"):
-        draw_overlay(Image.new("RGB", (9, 9)), CASE, (4, 4), (0, 0, 9, 9), "Q", font=path)
+        draw_overlay(Image.new("RGB", (9, 9)), CASE, STAGES, (4, 4), (0, 0, 9, 9), "Q", font=path)

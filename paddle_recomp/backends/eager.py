@@ -9,14 +9,14 @@ import paddle
 
 from paddle_recomp.backends.base import check_finite
 from paddle_recomp.backends.devices import place
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import TOKENS, Graph, signatures
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.towers.visual_encoder import VisualEncoder
 from paddle_recomp.towers.weights import load_part
-from paddle_recomp.types import Compressed, Tensor, VisionFeatures
+from paddle_recomp.types import Compressed, Tensor
 
-PARTS = ("vision_tower", "text_tower", "projector")
+_PARTS = ("vision_tower", "text_tower", "projector")
 
 
 class EagerBackend:
@@ -34,10 +34,13 @@ class EagerBackend:
         with paddle.device.device_guard(device):
             # Random numbers for parameters that are about to be loaded take longer than loading.
             with paddle.LazyGuard():
-                self.encoder = VisualEncoder(checkpoint.spec, config)
-            for part in PARTS:
-                load_part(checkpoint, part, getattr(self.encoder, part), on_tensor=on_tensor)
-        self.encoder.eval()
+                self.visual_encoder = VisualEncoder(checkpoint.spec, config)
+            for part in _PARTS:
+                load_part(checkpoint, part, getattr(self.visual_encoder, part), on_tensor=on_tensor)
+        self.visual_encoder.eval()
+        method = self.visual_encoder.compressor.method
+        self.signatures = signatures(method.graph_inputs)
+        self.stages = method.stages
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`.
@@ -48,26 +51,28 @@ class EagerBackend:
         }
         with paddle.no_grad():
             outputs = getattr(self, f"_{graph}")(**tensors)
-        arrays = dict(zip(OUTPUTS[graph], (x.numpy() for x in outputs), strict=True))
+        names = self.signatures[graph].outputs
+        arrays = {name: outputs[name].numpy() for name in names}
         check_finite(arrays)
         return arrays
 
-    def _vision(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        return self.encoder.vision_tower(pixel_values)
+    def _vision(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return self.visual_encoder.vision_tower(pixel_values)._asdict()
 
-    def _text(self, question_ids: Tensor) -> tuple[Tensor, ...]:
-        return (self.encoder.text_tower(question_ids),)
+    def _text(self, question_ids: Tensor) -> dict[str, Tensor]:
+        return {"text_embeds": self.visual_encoder.text_tower(question_ids)}
 
-    def _compress(
-        self, text_embeds: Tensor, token_bounds: Tensor, **vision: Tensor
-    ) -> tuple[Tensor, ...]:
-        return _flat(*self.encoder.compress(VisionFeatures(**vision), text_embeds, token_bounds))
+    def _compress(self, token_bounds: Tensor, **given: Tensor) -> dict[str, Tensor]:
+        return _named(*self.visual_encoder.compressor.compress(token_bounds, given))
 
     def _encoder(
-        self, pixel_values: Tensor, question_ids: Tensor, token_bounds: Tensor
-    ) -> tuple[Tensor, ...]:
-        return _flat(*self.encoder(pixel_values, question_ids, token_bounds))
+        self, pixel_values: Tensor, question_ids: Tensor = None, **given: Tensor
+    ) -> dict[str, Tensor]:
+        given |= self._vision(pixel_values)
+        given |= {} if question_ids is None else self._text(question_ids)
+        return self._compress(**given)
 
 
-def _flat(visual_embeds: Tensor, kept: Compressed) -> tuple[Tensor, ...]:
-    return (visual_embeds, kept.count, kept.index, kept.stage, kept.owner, kept.centre)
+def _named(visual_embeds: Tensor, kept: Compressed) -> dict[str, Tensor]:
+    provenance = (kept.count, kept.index, kept.stage, kept.owner, kept.centre)
+    return dict(zip(TOKENS, (visual_embeds, *provenance), strict=True))

@@ -7,12 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.errors import (
     BundleError,
     BundleNotFoundError,
@@ -239,11 +239,8 @@ def _field(path: Path, fields: Mapping[str, Any], key: str, kind: type[_T]) -> _
 
 
 def _config(path: Path, fields: Mapping[str, Any]) -> CompressionConfig:
-    missing = asdict(CompressionConfig()).keys() - fields.keys()
-    if missing:
-        raise BundleError(f"{path}: compression has no {', '.join(sorted(missing))}")
     try:
-        return CompressionConfig().with_options(**fields)
+        return CompressionConfig(**fields)
     except ConfigError as error:
         raise BundleError(f"{path}: compression: {error}") from error
 

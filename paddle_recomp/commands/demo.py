@@ -63,7 +63,7 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
         path = output / f"{number}-{asked.picture.stem}.png"
         processor = vlm.encoder.image_processor
         drawn = draw_answer(
-            [seen.picture], answer.compressed, processor, asked.question, answer.text
+            [seen.picture], answer.compressed, answer.stages, processor, asked.question, answer.text
         )
         drawn.save(path)
         console.print(f"overlay: {path}", markup=False, soft_wrap=True)
@@ -81,7 +81,7 @@ def _answer_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Tabl
     table.add_column("#")
     for title in ("picture", "question", "answer"):
         table.add_column(title, no_wrap=True)
-    for title in ("tokens", "visual", "text", "merged", "rest"):
+    for title in ("tokens", *answers[0][1].stage_counts):
         table.add_column(title, justify="right", no_wrap=True)
     for number, (asked, answer, _) in enumerate(answers, start=1):
         right = answer.text == asked.expected

@@ -147,7 +147,9 @@ def ask(
         print_answer(Console(highlight=False), answer)
     if overlay is not None:
         processor = vlm.encoder.image_processor
-        save_answer(overlay, pictures, answer.compressed, processor, question, answer.text)
+        save_answer(
+            overlay, pictures, answer.compressed, answer.stages, processor, question, answer.text
+        )
 
 
 @app.command()
@@ -238,7 +240,8 @@ def explain(
             encoder = load_encoder(found, config, device, backend=backend, precision=precision)
         with working(console, "compressing"):
             (prompt,) = encoder.compress([encoder.see(images)], [question], budget)
-    save_answer(output, pictures, prompt.compressed, encoder.image_processor, question)
+    processor = encoder.image_processor
+    save_answer(output, pictures, prompt.compressed, encoder.stages, processor, question)
     typer.echo(output)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from paddle_recomp.config import CompressionConfig, GenerationConfig, preset
+from paddle_recomp.compression.config import CompressionConfig, preset
+from paddle_recomp.config import GenerationConfig
 from paddle_recomp.errors import ConfigError
 
 DEFAULTS = GenerationConfig()

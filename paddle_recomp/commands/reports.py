@@ -14,7 +14,7 @@ from rich.table import Table
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import PARTS, Checkpoint
-from paddle_recomp.types import Answer, Compressed, Timing, num_patches, stage_counts
+from paddle_recomp.types import Answer, Compressed, StageInfo, Timing, num_patches, stage_counts
 
 STEPS = {
     "vision": "vision tower",
@@ -70,7 +70,7 @@ def answer_dict(
     """An answer as plain data; times in milliseconds."""
     return {
         "images": [
-            {"file": str(image), **_visual_tokens(one)}
+            {"file": str(image), **_visual_tokens(answer.stages, one)}
             for image, one in zip(images, answer.compressed, strict=True)
         ],
         "question": question,
@@ -78,7 +78,7 @@ def answer_dict(
         "finish_reason": answer.finish_reason,
         "token_ids": list(answer.token_ids),
         "logprobs": [round(logprob, 6) for logprob in answer.logprobs],
-        "visual_tokens": _visual_tokens(*answer.compressed),
+        "visual_tokens": _visual_tokens(answer.stages, *answer.compressed),
         "timing_ms": {
             key: round(seconds * 1e3, 3) for key, seconds in asdict(answer.timing).items()
         },
@@ -86,8 +86,8 @@ def answer_dict(
     }
 
 
-def _visual_tokens(*pictures: Compressed) -> dict[str, int]:
-    counts = stage_counts(*pictures)
+def _visual_tokens(stages: Sequence[StageInfo], *pictures: Compressed) -> dict[str, int]:
+    counts = stage_counts(stages, *pictures)
     return {"kept": sum(counts.values()), "of": num_patches(*pictures), **counts}
 
 
@@ -106,7 +106,7 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
         summary["paddle_inference"] = ", ".join(bundle.paddle.precisions)
     sizes = {name: info.num_bytes for name, info in bundle.files.items()}
     if as_json:
-        details = {"files": sizes, "compression": asdict(bundle.config)}
+        details = {"files": sizes, "compression": bundle.config.as_dict()}
         console.print_json(json.dumps({**summary, **details}))
         return
     for name, value in summary.items():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import paddle
-
+from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.compression import ops
-from paddle_recomp.types import Compressed, Stage, Tensor
+from paddle_recomp.types import Compressed, Tensor
 
 
 class Merged(NamedTuple):
@@ -29,16 +28,20 @@ class Merged(NamedTuple):
     """[B, N] bool: patches that some centre took in."""
     best_centre: Tensor
     """[B, N] int64: the most similar of the centres that took a patch in."""
+    stage: int
+    """The number of the method's stage for a merged token."""
+    rest_stage: int = -1
+    """The same for the rest token."""
 
 
 def assemble(
-    features: Tensor, kept: Tensor, kept_text: Tensor | None, merged: Merged | None
+    features: Tensor, kept: Tensor, kept_stage: Tensor | int, merged: Merged | None = None
 ) -> Compressed:
     """Kept patches in ascending order (a language model is sensitive to order), then the merged
     tokens, then the rest token; padded to the largest count of the batch.
 
-    Shapes: features [B, N, C], kept [B, N] bool, kept_text [B, N] bool (those that are there for
-    the question) -> see `Compressed`."""
+    Shapes: features [B, N, C], kept [B, N] bool, kept_stage [B, N] int64 or one number for all: the
+    stage of each kept patch -> see `Compressed`."""
     size = features.shape[1]
     patch = paddle.arange(size, dtype="int64").unsqueeze(0)
     kept_count = kept.astype("int64").sum(axis=1, keepdim=True)
@@ -74,13 +77,13 @@ def assemble(
         owner = _with_merged_owners(owner, kept, kept_count, merged)
 
     nothing = paddle.full_like(ascending, -1)
-    text = paddle.zeros_like(patch) if kept_text is None else kept_text.astype("int64")
-    stage_of_patch = text * int(Stage.TEXT) + (1 - text) * int(Stage.VISUAL) + kept_count * 0
+    stage_of_patch = paddle.zeros_like(patch) + kept_stage + kept_count * 0
     stage = paddle.where(
         is_kept, paddle.take_along_axis(stage_of_patch, ascending, 1, broadcast=False), nothing
     )
-    stage = paddle.where(is_merged, paddle.full_like(stage, int(Stage.MERGED)), stage)
-    stage = paddle.where(is_rest, paddle.full_like(stage, int(Stage.REST)), stage)
+    if merged is not None:
+        stage = paddle.where(is_merged, paddle.full_like(stage, merged.stage), stage)
+        stage = paddle.where(is_rest, paddle.full_like(stage, merged.rest_stage), stage)
     return Compressed(
         tokens=tokens,
         count=count.squeeze(1),

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import paddle
-import paddle.nn.functional as F  # noqa: N812
-
+from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.types import Tensor
 
 
@@ -28,7 +26,7 @@ def class_attention(
     width = q_cls.shape[-1] // heads
     query = q_cls.reshape([-1, heads, 1, width])
     logits = paddle.matmul(query, keys.reshape([0, 0, heads, width]).transpose([0, 2, 3, 1]))
-    attention = F.softmax(logits * width**-0.5, axis=-1)
+    attention = paddle.nn.functional.softmax(logits * width**-0.5, axis=-1)
     # Not a mean: Paddle Inference prints a line for its kernel on standard output.
     return attention[:, :, 0, 1:].sum(axis=1) / heads
 
@@ -37,15 +35,16 @@ def cosine_scores(text_embeds: Tensor, patch_embeds: Tensor) -> Tensor:
     """Text score of each patch: cos(text, patch) / sqrt(P) (public code).
 
     Shapes: text_embeds [B, P], patch_embeds [B, N, P] -> [B, N]."""
-    text = F.normalize(text_embeds, axis=-1).unsqueeze(-1)
+    text = paddle.nn.functional.normalize(text_embeds, axis=-1).unsqueeze(-1)
     similarity = paddle.matmul(patch_embeds, text).squeeze(-1) / length(patch_embeds)
     return similarity * patch_embeds.shape[-1] ** -0.5
 
 
 def length(x: Tensor) -> Tensor:
-    """Euclidean, at least 1e-12 as in `F.normalize`: x [..., C] -> [...].
+    """Euclidean length of vectors, at least 1e-12 as in `F.normalize`: x [..., C] -> [...].
 
-    For a product of vectors to be divided by, which has C times fewer numbers than its factors."""
+    Cosines divide a product of two vectors by their lengths: that takes C times fewer divisions
+    than making each vector one long before the product."""
     return (x * x).sum(axis=-1).sqrt().clip(min=1e-12)
 
 

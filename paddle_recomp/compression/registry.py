@@ -1,27 +1,34 @@
-"""Compression methods: pure functions `(vision, text_embeds, bounds, config) -> Compressed`.
-
-A new one is a file, a line in METHODS and a golden case."""
+"""The compression methods that there are: one file of `methods/` declares one or more. No paddle
+here: a declaration is read without it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
 
-import paddle
+from paddle_recomp.compression import methods
+from paddle_recomp.compression.method import Method
+from paddle_recomp.errors import ConfigError
 
-from paddle_recomp.compression.methods.baselines import random, uniform, visual
-from paddle_recomp.compression.methods.recoverable import recoverable
-from paddle_recomp.config import CompressionConfig, TokenBudget
-from paddle_recomp.errors import ConfigError, FeatureError
-from paddle_recomp.types import Compressed, Tensor, VisionFeatures
 
-Method = Callable[[VisionFeatures, Tensor, Tensor, CompressionConfig], Compressed]
+def _declared() -> Iterator[Method]:
+    """The declarations of all files, in the order of the file names."""
+    for file in pkgutil.iter_modules(methods.__path__):
+        module = importlib.import_module(f"{methods.__name__}.{file.name}")
+        yield from (value for value in vars(module).values() if isinstance(value, Method))
 
-METHODS: dict[str, Method] = {
-    "recoverable": recoverable,
-    "visual": visual,
-    "random": random,
-    "uniform": uniform,
-}
+
+def _by_name(declared: Iterator[Method]) -> dict[str, Method]:
+    found: dict[str, Method] = {}
+    for method in declared:
+        if method.name in found:
+            raise ValueError(f"two compression methods are called {method.name!r}")
+        found[method.name] = method
+    return found
+
+
+METHODS: Mapping[str, Method] = _by_name(_declared())
 
 
 def get_method(name: str) -> Method:
@@ -31,25 +38,3 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def compress(
-    vision: VisionFeatures,
-    text_embeds: Tensor,
-    config: CompressionConfig | None = None,
-    budget: TokenBudget | None = None,
-) -> Compressed:
-    """Compresses paddle tensors eagerly, with the checks that a graph cannot make.
-
-    Shapes: text_embeds [B, P] -> see `Compressed`.
-    Raises: ConfigError for an unknown method or an impossible budget, FeatureError for NaN or
-    infinity in any input."""
-    config = config or CompressionConfig()
-    for name, value in (*vision._asdict().items(), ("text_embeds", text_embeds)):
-        if not bool(paddle.isfinite(value).all()):
-            raise FeatureError(f"{name} holds NaN or infinity; expected finite numbers")
-    batch, size = vision.visual_score.shape
-    bounds = (budget or TokenBudget()).bounds(size)
-    return get_method(config.method)(
-        vision, text_embeds, paddle.to_tensor(bounds * batch, dtype="int64"), config
-    )

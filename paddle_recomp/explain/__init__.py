@@ -9,14 +9,15 @@ from PIL import Image
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain.page import beside, draw_overlay
 from paddle_recomp.preprocess import ImageProcessor, crop_box
-from paddle_recomp.types import Compressed, stage_counts
+from paddle_recomp.types import Compressed, StageInfo
 
-__all__ = ["draw_answer", "draw_overlay", "save_answer", "stage_counts"]
+__all__ = ["draw_answer", "draw_overlay", "save_answer"]
 
 
 def draw_answer(
     pictures: Sequence[Image.Image],
     compressed: Sequence[Compressed],
+    stages: Sequence[StageInfo],
     processor: ImageProcessor,
     question: str,
     answer: str | None = None,
@@ -27,7 +28,7 @@ def draw_answer(
     for picture, one in zip(pictures, compressed, strict=True):
         side = int(one.owner.shape[1] ** 0.5)
         box = crop_box(picture.size, processor)
-        pages.append(draw_overlay(picture, one, (side, side), box, question, answer))
+        pages.append(draw_overlay(picture, one, stages, (side, side), box, question, answer))
     return beside(pages)
 
 
@@ -35,6 +36,7 @@ def save_answer(
     path: Path,
     pictures: Sequence[Image.Image],
     compressed: Sequence[Compressed],
+    stages: Sequence[StageInfo],
     processor: ImageProcessor,
     question: str,
     answer: str | None = None,
@@ -42,7 +44,7 @@ def save_answer(
     """`draw_answer` into a file.
 
     Raises: ConfigError when it cannot be written."""
-    drawn = draw_answer(pictures, compressed, processor, question, answer)
+    drawn = draw_answer(pictures, compressed, stages, processor, question, answer)
     try:
         drawn.save(path)
     except (OSError, ValueError) as error:

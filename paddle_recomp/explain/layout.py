@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -9,15 +10,15 @@ from typing import TypeAlias
 import numpy as np
 
 from paddle_recomp.preprocess.images import Box
-from paddle_recomp.types import Compressed, Stage
+from paddle_recomp.types import Compressed, StageInfo
 
 Colour: TypeAlias = tuple[int, int, int]
 Pixels: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom on the drawing."""
 
 # From Okabe and Ito's palette, whose colours people with any colour vision can tell apart.
-VISUAL: Colour = (0, 114, 178)
-TEXT: Colour = (230, 159, 0)
+KEPT: tuple[Colour, ...] = ((0, 114, 178), (230, 159, 0), (213, 94, 0), (240, 228, 66))
+"""One for each stage that keeps patches as they are, in turn."""
 MERGED: tuple[Colour, ...] = ((0, 158, 115), (204, 121, 167), (86, 180, 233))
 """One hue for each merged token, in turn."""
 REST: Colour = (122, 128, 136)
@@ -35,11 +36,22 @@ SMOOTH = 3
 _TALLEST = 1100
 
 
+def stage_hues(stages: Sequence[StageInfo], number: int) -> Sequence[Colour]:
+    """The colours of a stage by its number: one, or those of the merged tokens in turn."""
+    if stages[number].kind == "merged":
+        return MERGED
+    if stages[number].kind == "rest":
+        return (REST,)
+    place = sum(stage.kind == "patch" for stage in stages[:number])
+    return (KEPT[place % len(KEPT)],)
+
+
 @dataclass(frozen=True)
 class Provenance:
-    """What became of each patch, from a `Compressed` with B = 1."""
+    """What became of each patch, from a `Compressed` with B = 1 of a method with these stages."""
 
     compressed: Compressed
+    stages: tuple[StageInfo, ...]
 
     @cached_property
     def stage(self) -> list[int]:
@@ -54,7 +66,7 @@ class Provenance:
     @cached_property
     def merged(self) -> list[int]:
         """The tokens that are merged, ascending."""
-        return [token for token, stage in enumerate(self.stage) if stage == Stage.MERGED]
+        return [token for token in range(len(self.stage)) if self.kind(token) == "merged"]
 
     @cached_property
     def centres(self) -> dict[int, int]:
@@ -67,16 +79,24 @@ class Provenance:
         """So many merged tokens that they would outshine what was kept."""
         return len(self.merged) > 6
 
-    def patches(self, stage: Stage) -> list[int]:
-        """The patches that went into tokens of a stage, ascending."""
+    def kind(self, token: int) -> str:
+        """The kind of a token's stage; empty for padding."""
+        return self.stages[self.stage[token]].kind if self.stage[token] >= 0 else ""
+
+    def patches(self, kind: str) -> list[int]:
+        """The patches that went into tokens of a kind, ascending."""
+        return [p for p, t in enumerate(self.owner) if t >= 0 and self.kind(t) == kind]
+
+    def patches_of(self, stage: int) -> list[int]:
+        """The patches that went into tokens of a stage, by its number, ascending."""
         return [p for p, t in enumerate(self.owner) if t >= 0 and self.stage[t] == stage]
 
     def hue(self, patch: int) -> Colour:
         """The colour of the token that a kept or merged patch went into."""
         token = self.owner[patch]
-        if self.stage[token] == Stage.MERGED:
+        if self.kind(token) == "merged":
             return MERGED[self.merged.index(token) % len(MERGED)]
-        return VISUAL if self.stage[token] == Stage.VISUAL else TEXT
+        return stage_hues(self.stages, self.stage[token])[0]
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,19 @@ from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain.layout import (
     FAINT,
     INK,
-    MERGED,
     PADDING,
     PAPER,
     REST,
     SMOOTH,
-    TEXT,
-    VISUAL,
     WIDTH,
     Colour,
     Provenance,
     View,
+    stage_hues,
 )
 from paddle_recomp.explain.picture import draw_corner, draw_dot, draw_picture
 from paddle_recomp.preprocess.images import Box
-from paddle_recomp.types import Compressed, Stage, stage_counts
+from paddle_recomp.types import Compressed, StageInfo, stage_counts
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -39,6 +37,7 @@ _ASCII = {"–": "-", "—": "-", "−": "-", "×": "x", "ß": "ss", "‘": "'",
 def draw_overlay(
     image: Image.Image,
     compressed: Compressed,
+    stages: Sequence[StageInfo],
     grid: tuple[int, int],
     box: Box,
     question: str,
@@ -47,15 +46,15 @@ def draw_overlay(
 ) -> Image.Image:
     """The picture with the fate of each patch, a legend, the question and the answer.
 
-    `compressed` holds arrays with B = 1, `grid` is (rows, columns) with rows · columns = N, and
-    `box` is the part of the picture that the grid covers (`preprocess.crop_box`). Kept patches
-    are bright, framed by their stage; merged ones wear the tint of their centre and a link to
-    it; everything else is dark. `font` is a TrueType file for the question and the answer;
-    Pillow's built-in one has unaccented Latin letters only, what it lacks becomes the letter
-    without its accent, or a question mark.
+    `compressed` holds arrays with B = 1, `stages` are those of the method that made it, `grid` is
+    (rows, columns) with rows · columns = N, and `box` is the part of the picture that the grid
+    covers (`preprocess.crop_box`). Kept patches are bright, framed by their stage; merged ones
+    wear the tint of their centre and a link to it; everything else is dark. `font` is a TrueType
+    file for the question and the answer; Pillow's built-in one has unaccented Latin letters only,
+    and a letter that it lacks is shown without its accent, or as a question mark.
 
     Raises: ConfigError when the grid does not match the patches, or the font cannot be read."""
-    provenance = Provenance(compressed)
+    provenance = Provenance(compressed, tuple(stages))
     if grid[0] * grid[1] != len(provenance.owner):
         raise ConfigError(
             f"the grid is {grid[0]}×{grid[1]}, but there are {len(provenance.owner)} patches"
@@ -140,16 +139,10 @@ def _wrap(text: str, font: Font, width: int) -> list[str]:
 
 
 def _legend(provenance: Provenance) -> Image.Image:
-    counts = stage_counts(provenance.compressed)
+    stages = provenance.stages
+    counts = stage_counts(stages, provenance.compressed)
     patches, tokens = len(provenance.owner), sum(counts.values())
-    merged, rest = (len(provenance.patches(stage)) for stage in (Stage.MERGED, Stage.REST))
     dropped = provenance.owner.count(-1)
-    entries: list[tuple[str, Sequence[Colour], str]] = [
-        ("visual", [VISUAL], "stand out in the picture"),
-        ("text", [TEXT], "recovered for the question"),
-        ("merged", MERGED, f"stand for {merged} similar patches" if merged else "nothing merged"),
-        ("rest", [REST], f"sums up the other {rest}" if counts["rest"] else "no rest token"),
-    ]
     parts = " · ".join(f"{name} {count}" for name, count in counts.items())
     note = f" · {dropped} dropped" if dropped else ""
     block = Image.new("RGB", (WIDTH, 112), PAPER)
@@ -157,13 +150,25 @@ def _legend(provenance: Provenance) -> Image.Image:
     draw.text((0, 0), f"{parts} of {patches}", INK, ImageFont.load_default(22), stroke_width=0.3)
     total = f"{tokens} visual tokens instead of {patches} ({tokens / patches:.0%}){note}"
     draw.text((WIDTH, 4), total, FAINT, ImageFont.load_default(17), anchor="ra")
-    _bar(draw, 38, [(counts[name], hues[0]) for name, hues, _ in entries], patches)
-    for column, (name, hues, meaning) in enumerate(entries):
-        left = column * WIDTH // len(entries)
-        block.paste(_chip(name, hues), (left, 70))
-        draw.text((left + 42, 68), f"{name} {counts[name]}", INK, ImageFont.load_default(18))
+    shares = [(counts[one.name], stage_hues(stages, i)[0]) for i, one in enumerate(stages)]
+    _bar(draw, 38, shares, patches)
+    for column, stage in enumerate(stages):
+        left = column * WIDTH // len(stages)
+        block.paste(_chip(stages, column), (left, 70))
+        count = f"{stage.name} {counts[stage.name]}"
+        draw.text((left + 42, 68), count, INK, ImageFont.load_default(18))
+        meaning = _meaning(stage, counts[stage.name], len(provenance.patches_of(column)))
         draw.text((left + 42, 92), meaning, FAINT, ImageFont.load_default(14))
     return block
+
+
+def _meaning(stage: StageInfo, tokens: int, patches: int) -> str:
+    """What the legend says of a stage with so many tokens, into which so many patches went."""
+    if stage.kind == "merged":
+        return f"stand for {patches} similar patches" if tokens else "nothing merged"
+    if stage.kind == "rest":
+        return f"sums up the other {patches}" if tokens else "no rest token"
+    return stage.meaning
 
 
 def _bar(
@@ -179,20 +184,20 @@ def _bar(
             draw.rectangle((edges[0], top, max(edges), top + 11), fill=colour)
 
 
-def _chip(name: str, hues: Sequence[Colour]) -> Image.Image:
+def _chip(stages: Sequence[StageInfo], number: int) -> Image.Image:
     """A sample of how patches of a stage look."""
-    size = 32 * SMOOTH
-    chip = Image.new("RGB", (size, size), (214, 205, 190) if name in ("visual", "text") else REST)
+    size, kind, hues = 32 * SMOOTH, stages[number].kind, stage_hues(stages, number)
+    chip = Image.new("RGB", (size, size), (214, 205, 190) if kind == "patch" else REST)
     draw = ImageDraw.Draw(chip)
-    if name == "rest":
+    if kind == "rest":
         chip.paste(PADDING, (0, 0, size, size))
-    elif name == "merged":
+    elif kind == "merged":
         for place, hue in enumerate(hues):
             edges = (place * size // len(hues), 0, (place + 1) * size // len(hues), size)
             draw.rectangle(edges, fill=hue)
         draw_dot(draw, size / 2, size / 2, size * 0.16, hues[0])
     else:
         draw.rectangle((0, 0, size - 1, size - 1), outline=hues[0], width=4 * SMOOTH)
-    if name == "text":
+    if kind == "patch" and number > 0:
         draw_corner(draw, 0, 0, size * 0.45, hues[0])
     return chip.resize((32, 32), Image.Resampling.BOX)

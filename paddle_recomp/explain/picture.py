@@ -11,13 +11,11 @@ from paddle_recomp.explain.layout import (
     PADDING,
     PAPER,
     SMOOTH,
-    TEXT,
     Colour,
     Pixels,
     Provenance,
     View,
 )
-from paddle_recomp.types import Stage
 
 
 def draw_picture(image: Image.Image, provenance: Provenance, view: View) -> Image.Image:
@@ -39,11 +37,10 @@ def draw_picture(image: Image.Image, provenance: Provenance, view: View) -> Imag
     _paste_smooth(drawing, lambda draw: _draw_links(draw, provenance, view))
     draw = ImageDraw.Draw(drawing)
     width = 2 if min(view.cell_size) < 34 else 3
-    for stage in (Stage.VISUAL, Stage.TEXT):
-        for patch in provenance.patches(stage):
-            cell = view.cell(patch)
-            drawing.paste(bright.crop(cell), cell)
-            _frame(draw, cell, provenance.hue(patch), width)
+    for patch in provenance.patches("patch"):
+        cell = view.cell(patch)
+        drawing.paste(bright.crop(cell), cell)
+        _frame(draw, cell, provenance.hue(patch), width)
     for centre in provenance.centres.values():
         cell = view.cell(centre)
         drawing.paste(bright.crop(cell), cell)
@@ -60,7 +57,7 @@ def _draw_members(
     pale, draw = _dimmed(bright, brightness), ImageDraw.Draw(drawing)
     columns = view.grid[1]
     owner = np.pad(np.reshape(provenance.owner, view.grid), 1, constant_values=-2)
-    for patch in provenance.patches(Stage.MERGED):
+    for patch in provenance.patches("merged"):
         left, top, right, bottom = cell = view.cell(patch)
         hue = provenance.hue(patch)
         tint = Image.new("RGB", (right - left, bottom - top), hue)
@@ -79,18 +76,19 @@ def _draw_members(
 def _draw_links(draw: ImageDraw.ImageDraw, provenance: Provenance, view: View) -> None:
     """A line from each merged patch to the centre of its token, enlarged by SMOOTH."""
     opacity = 80 if provenance.crowded else 170
-    for patch in provenance.patches(Stage.MERGED):
+    for patch in provenance.patches("merged"):
         centre = provenance.centres.get(provenance.owner[patch], patch)
         ends = [(x * SMOOTH, y * SMOOTH) for x, y in map(view.middle, (patch, centre))]
         draw.line(ends, fill=(*provenance.hue(patch), opacity), width=SMOOTH)
 
 
 def _draw_symbols(draw: ImageDraw.ImageDraw, provenance: Provenance, view: View) -> None:
-    """What tells the stages apart without colour, enlarged by SMOOTH: a dot for a centre, a
-    corner for a patch that the text recovered."""
-    for patch in provenance.patches(Stage.TEXT):
-        left, top, right, _ = (edge * SMOOTH for edge in view.cell(patch))
-        draw_corner(draw, left, top, (right - left) * 0.3, TEXT)
+    """Draws the symbols that tell the stages apart without colour, enlarged by SMOOTH: a dot for a
+    centre, a corner for a patch that another stage than the first one kept."""
+    for patch in provenance.patches("patch"):
+        if provenance.stage[provenance.owner[patch]] > 0:
+            left, top, right, _ = (edge * SMOOTH for edge in view.cell(patch))
+            draw_corner(draw, left, top, (right - left) * 0.3, provenance.hue(patch))
     for centre in provenance.centres.values():
         x, y = view.middle(centre)
         radius = max(2.5, view.cell_size[0] * 0.14)

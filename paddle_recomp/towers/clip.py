@@ -12,7 +12,8 @@ from paddle import nn
 
 from paddle_recomp.checkpoint import TextTowerSpec, VisionTowerSpec
 from paddle_recomp.compression import ops
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.config import TowerOptions
+from paddle_recomp.errors import ConfigError
 from paddle_recomp.types import Tensor, VisionFeatures
 
 
@@ -82,20 +83,23 @@ class EncoderLayer(nn.Layer):
         return x + self.mlp(self.layer_norm2(x)), query, key
 
 
-class Encoder(nn.Layer):
-    """The stack of blocks."""
+class TransformerStack(nn.Layer):
+    """The blocks of a tower, one behind the other. A tower calls it `encoder`, as CLIP does."""
 
     def __init__(self, spec: VisionTowerSpec | TextTowerSpec) -> None:
         super().__init__()
         self.layers = nn.LayerList([EncoderLayer(spec) for _ in range(spec.num_layers)])
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
-        """x [B, N, C] -> hidden states (the input first), query and key of the last layer."""
-        states, query, key = [x], x, x
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None
+    ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """x [B, N, C] -> hidden states (the input first), and query and key of each layer."""
+        states, projections = [x], []
         for layer in self.layers:
             x, query, key = layer(x, mask)
             states.append(x)
-        return states, query, key
+            projections.append((query, key))
+        return states, projections
 
 
 class VisionEmbeddings(nn.Layer):
@@ -124,40 +128,53 @@ class VisionTower(nn.Layer):
         self,
         spec: VisionTowerSpec,
         feature_layer: int = -2,
-        config: CompressionConfig | None = None,
+        options: TowerOptions | None = None,
     ) -> None:
+        """Raises: ConfigError for a `score_layer` that the tower does not have."""
         super().__init__()
-        config = config or CompressionConfig()
         self.spec, self.feature_layer = spec, feature_layer
-        self.attention, self.patch_layernorm = config.attention, config.patch_layernorm
+        self.options = options or TowerOptions()
+        layer = self.options.score_layer
+        if not -spec.num_layers <= layer < 0:
+            raise ConfigError(
+                f"score_layer is {layer}; the vision tower has the layers -{spec.num_layers} to -1"
+            )
         self.embeddings = VisionEmbeddings(spec)
         # The misspelling is CLIP's own key name.
         self.pre_layrnorm = nn.LayerNorm(spec.hidden_size, spec.layer_norm_eps)
-        self.encoder = Encoder(spec)
+        self.encoder = TransformerStack(spec)
         self.post_layernorm = nn.LayerNorm(spec.hidden_size, spec.layer_norm_eps)
         self.visual_projection = nn.Linear(spec.hidden_size, spec.projection_dim, bias_attr=False)
 
-    def hidden_states(self, pixel_values: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """pixel_values [B, 3, S, S] -> all hidden states, and query and key of the last layer,
+    def hidden_states(
+        self, pixel_values: Tensor
+    ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """pixel_values [B, 3, S, S] -> all hidden states, and query and key of each layer,
         [B, 1 + N, C] each, class token first."""
-        states, query, key = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
-        return states, query, key
+        states, projections = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
+        return states, projections
 
     def project(self, hidden: Tensor) -> Tensor:
         """Last hidden state [B, n, C] -> joint space [B, n, P]."""
         return self.visual_projection(
-            self.post_layernorm(hidden) if self.patch_layernorm else hidden
+            self.post_layernorm(hidden) if self.options.patch_layernorm else hidden
         )
 
     def forward(self, pixel_values: Tensor) -> VisionFeatures:
         """pixel_values [B, 3, S, S], normalised -> see `VisionFeatures`."""
-        states, query, key = self.hidden_states(pixel_values)
+        states, projections = self.hidden_states(pixel_values)
         return VisionFeatures(
             features=states[self.feature_layer][:, 1:],
-            keys=key[:, 1:],
-            visual_score=ops.class_attention(query[:, 0], key, self.spec.num_heads, self.attention),
+            keys=projections[-1][1][:, 1:],
+            visual_score=self._score(*projections[-1]),
             patch_embeds=self.project(states[-1][:, 1:]),
+            layer_score=self._score(*projections[self.options.score_layer]),
         )
+
+    def _score(self, query: Tensor, key: Tensor) -> Tensor:
+        """Attention of the class token to each patch in a layer -> [B, N]."""
+        heads = self.spec.num_heads
+        return ops.class_attention(query[:, 0], key, heads, self.options.attention)
 
 
 class TextEmbeddings(nn.Layer):
@@ -176,11 +193,11 @@ class TextEmbeddings(nn.Layer):
 class TextTower(nn.Layer):
     """CLIP's text tower with its projection."""
 
-    def __init__(self, spec: TextTowerSpec, config: CompressionConfig | None = None) -> None:
+    def __init__(self, spec: TextTowerSpec, options: TowerOptions | None = None) -> None:
         super().__init__()
-        self.spec, self.pooling = spec, (config or CompressionConfig()).text_pooling
+        self.spec, self.pooling = spec, (options or TowerOptions()).text_pooling
         self.embeddings = TextEmbeddings(spec)
-        self.encoder = Encoder(spec)
+        self.encoder = TransformerStack(spec)
         self.final_layer_norm = nn.LayerNorm(spec.hidden_size, spec.layer_norm_eps)
         self.text_projection = nn.Linear(spec.hidden_size, spec.projection_dim, bias_attr=False)
 
@@ -190,7 +207,7 @@ class TextTower(nn.Layer):
         The causal mask keeps the padding out of everything up to the first end of text."""
         length = question_ids.shape[1]
         blocked = paddle.full([length, length], float("-inf"), dtype=paddle.get_default_dtype())
-        states, _, _ = self.encoder(self.embeddings(question_ids), paddle.triu(blocked, 1))
+        states, _ = self.encoder(self.embeddings(question_ids), paddle.triu(blocked, 1))
         hidden = self.final_layer_norm(states[-1])
         if self.pooling == "last_position":
             pooled = hidden[:, -1]

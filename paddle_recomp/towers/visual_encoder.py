@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
-from paddle_recomp.checkpoint import ModelSpec, ProjectorSpec
+from paddle_recomp.checkpoint import ModelSpec
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.compression.method import Method, MethodInputs
 from paddle_recomp.compression.registry import get_method
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.errors import ConfigError
 from paddle_recomp.towers.clip import TextTower, VisionTower
-from paddle_recomp.types import Compressed, Tensor, VisionFeatures
+from paddle_recomp.towers.projector import make_projector
+from paddle_recomp.types import Compressed, Tensor
 
 
-class Mlp2xGelu(nn.Layer):
-    """LLaVA-1.5's projector."""
+class Compressor(nn.Layer):
+    """A compression method with the projector behind it."""
 
-    def __init__(self, spec: ProjectorSpec) -> None:
+    def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
+        """Raises: ConfigError for a method that does not act after the vision tower."""
         super().__init__()
-        bias = None if spec.bias else False
-        self.linear_1 = nn.Linear(spec.in_features, spec.out_features, bias_attr=bias)
-        self.linear_2 = nn.Linear(spec.out_features, spec.out_features, bias_attr=bias)
+        self.method, self.config = method_after_the_tower(config.method), config
+        self.projector = make_projector(spec.projector)
+        side = spec.vision.image_size // spec.vision.patch_size
+        self.grid = (side, side)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, M, C] -> [B, M, D]."""
-        return self.linear_2(F.gelu(self.linear_1(x)))
-
-
-class LinearProjector(nn.Layer):
-    """LLaVA-1.0's projector."""
-
-    def __init__(self, spec: ProjectorSpec) -> None:
-        super().__init__()
-        bias = None if spec.bias else False
-        self.linear = nn.Linear(spec.in_features, spec.out_features, bias_attr=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, M, C] -> [B, M, D]."""
-        return self.linear(x)
-
-
-PROJECTORS: dict[str, type[nn.Layer]] = {"mlp2x_gelu": Mlp2xGelu, "linear": LinearProjector}
+    def compress(self, bounds: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, Compressed]:
+        """bounds [B, 2] int64 and the method's inputs by name, as `MethodInputs` has them; others
+        are ignored -> visual_embeds [B, M, D], provenance."""
+        reads = self.method.inputs
+        inputs = {name: given[name] for name in self.method.graph_inputs if name != "token_bounds"}
+        if "projected_patches" in reads:
+            inputs["projected_patches"] = self.projector(given["features"])
+        grid = self.grid if "grid" in reads else None
+        kept = self.method.compress(MethodInputs(**inputs, grid=grid), bounds, self.config.options)
+        return self.projector(kept.tokens), kept
 
 
 class VisualEncoder(nn.Layer):
@@ -51,17 +46,15 @@ class VisualEncoder(nn.Layer):
     def __init__(self, spec: ModelSpec, config: CompressionConfig | None = None) -> None:
         super().__init__()
         self.config = config or CompressionConfig()
-        self.method = get_method(self.config.method)
-        self.vision_tower = VisionTower(spec.vision, spec.vision_feature_layer, self.config)
-        self.text_tower = TextTower(spec.text, self.config)
-        self.projector = PROJECTORS[spec.projector.kind](spec.projector)
+        towers = self.config.towers
+        self.vision_tower = VisionTower(spec.vision, spec.vision_feature_layer, towers)
+        self.text_tower = TextTower(spec.text, towers)
+        self.compressor = Compressor(spec, self.config)
 
-    def compress(
-        self, vision: VisionFeatures, text_embeds: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Compressed]:
-        """text_embeds [B, P], bounds [B, 2] int64 -> visual_embeds [B, M, D], provenance."""
-        kept = self.method(vision, text_embeds, bounds, self.config)
-        return self.projector(kept.tokens), kept
+    @property
+    def projector(self) -> nn.Layer:
+        """The projector, which stands behind the method."""
+        return self.compressor.projector
 
     def forward(
         self, pixel_values: Tensor, question_ids: Tensor, bounds: Tensor
@@ -69,4 +62,17 @@ class VisualEncoder(nn.Layer):
         """pixel_values [B, 3, S, S], question_ids [B, L] -> visual_embeds [B, M, D], provenance."""
         vision = self.vision_tower(pixel_values)
         text_embeds = self.text_tower(question_ids)
-        return self.compress(vision, text_embeds, bounds)
+        return self.compressor.compress(bounds, {**vision._asdict(), "text_embeds": text_embeds})
+
+
+def method_after_the_tower(name: str) -> Method:
+    """The method of that name, as long as it acts where a visual encoder has a place for it.
+
+    Raises: ConfigError for an unknown method, or one that acts elsewhere."""
+    method = get_method(name)
+    if method.acts != "after_tower":
+        raise ConfigError(
+            f"method {name!r} acts {method.acts.replace('_', ' ')}; this version runs methods that "
+            "act after the vision tower"
+        )
+    return method

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import QuestionError, RecompWarning
 from paddle_recomp.preprocess import (
     Box,
@@ -28,7 +29,7 @@ from paddle_recomp.preprocess import (
     render,
     without_images,
 )
-from paddle_recomp.types import Compressed, Timing
+from paddle_recomp.types import Compressed, StageInfo, Timing
 
 ImageLike = Image.Image | str | Path
 """A picture, or the file that it is in."""
@@ -84,6 +85,7 @@ class ImageEncoder:
         question_positions: int,
         template: str,
         config: CompressionConfig,
+        stages: tuple[StageInfo, ...],
     ) -> None:
         """`question_positions` is what CLIP's text tower takes, `template` names the prompt."""
         self.backend = backend
@@ -92,6 +94,7 @@ class ImageEncoder:
         self.question_positions = question_positions
         self.template = template
         self.config = config
+        self.stages = stages
 
     def see(self, images: Sequence[ImageLike]) -> list[SeenImage]:
         """Runs the vision tower over a batch of pictures; each is charged its share of the time.
@@ -186,7 +189,7 @@ class ImageEncoder:
     def _text_embeds(self, questions: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
         """What CLIP makes of what it is given to read: [B, P]."""
         texts = [without_images(question) for question in questions]
-        if self.config.question_source == "prompt_first_line":
+        if self.config.towers.question_source == "prompt_first_line":
             texts = [first_line(prompt) for prompt in prompts]
         ids, truncated = self.tokenizer.encode(texts, self.question_positions)
         if any(truncated):

@@ -15,7 +15,8 @@ from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import PIPELINE
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.compression.registry import get_method
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
 from paddle_recomp.vlm.cached_backend import CachedBackend
@@ -219,8 +220,8 @@ def _bundle_encoder(
     precision: str | None,
 ) -> ImageEncoder:
     if config is not None and config != bundle.config:
-        exported, asked = asdict(bundle.config), asdict(config)
-        name = next(name for name in asked if asked[name] != exported[name])
+        exported, asked = bundle.config.as_dict(), config.as_dict()
+        name = next(name for name in asked if asked[name] != exported.get(name))
         if bundle.folder == demo_bundle_folder():
             which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
         else:
@@ -238,6 +239,7 @@ def _bundle_encoder(
         question_positions=bundle.question_positions,
         template=bundle.template,
         config=bundle.config,
+        stages=get_method(bundle.config.method).stages,
     )
 
 
@@ -267,13 +269,15 @@ def _checkpoint_encoder(
     with _paddle_required():
         from paddle_recomp.backends.eager import EagerBackend
     spec = checkpoint.spec
+    backend = EagerBackend(checkpoint, config, device, on_tensor)
     return ImageEncoder(
-        backend=EagerBackend(checkpoint, config, device, on_tensor),
+        backend=backend,
         image_processor=image_processor(checkpoint),
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
         question_positions=spec.text.max_positions,
         template=spec.chat_template,
         config=config,
+        stages=backend.stages,
     )
 
 

@@ -222,11 +222,12 @@ class VLM:
         return Answer(
             text=draft.text.strip(),
             token_ids=tuple(draft.token_ids),
-            stage_counts=stage_counts(*prompt.compressed),
+            stage_counts=stage_counts(self.encoder.stages, *prompt.compressed),
             num_patches=num_patches(*prompt.compressed),
             timing=timing,
             compressed=prompt.compressed,
             finish_reason=draft.finish_reason or "cancelled",
             logprobs=tuple(draft.logprobs),
+            stages=self.encoder.stages,
             prefilled=prefilled,
         )

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from benchmarks.loop_reference import compress_by_loops
 from paddle_recomp.compression import ops
+from paddle_recomp.compression.config import preset
+from paddle_recomp.compression.eager import compress
 from paddle_recomp.compression.methods.recoverable import compress_by_scores
-from paddle_recomp.compression.registry import compress
-from paddle_recomp.config import TokenBudget, preset
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import Compressed, Stage, VisionFeatures
 
 from .conftest import CASES, REFERENCE
@@ -26,11 +27,11 @@ def run_case(name: str) -> tuple[dict[str, np.ndarray], Compressed]:
     hidden = paddle.to_tensor(golden["hidden"].astype("float32")).unsqueeze(0)
     config = preset("faithful")
     score = ops.class_attention(
-        paddle.to_tensor(golden["q_cls"]).unsqueeze(0), keys, 1, config.attention
+        paddle.to_tensor(golden["q_cls"]).unsqueeze(0), keys, 1, config.towers.attention
     )
     text_score = paddle.to_tensor(golden["text_sim"]).unsqueeze(0)
     bounds = paddle.to_tensor(TokenBudget().bounds(text_score.shape[1]))
-    out = compress_by_scores(hidden[:, 1:], keys[:, 1:], score, text_score, bounds, config)
+    out = compress_by_scores(hidden[:, 1:], keys[:, 1:], score, text_score, bounds, config.options)
     return golden, Compressed(*(x.numpy()[0] for x in out))
 
 
@@ -120,7 +121,7 @@ def test_faithful_equals_a_loop_of_its_form(
     loop = compress_by_loops(*inputs)
     f, k, v, t = (x.unsqueeze(0) for x in inputs)
     bounds = paddle.to_tensor(TokenBudget().bounds(patches))
-    batched = compress_by_scores(f, k, v, t, bounds, preset("faithful"))
+    batched = compress_by_scores(f, k, v, t, bounds, preset("faithful").options)
     ours = Compressed(*(x.numpy()[0] for x in batched))
     assume(loop.visual or loop.text)  # ours keeps one token where the public code keeps none
     assert ours.index[ours.stage == Stage.VISUAL].tolist() == loop.visual

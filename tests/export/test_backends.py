@@ -16,7 +16,8 @@ from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.config import CompressionConfig, TokenBudget
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, FeatureError
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.feature_cache import FeatureCache

@@ -14,7 +14,8 @@ import pytest
 from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
 from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.commands.main import main
-from paddle_recomp.config import CompressionConfig, GenerationConfig, TokenBudget
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
 from paddle_recomp.vlm.loading import demo_folder, find, find_checkpoint, load, load_encoder
 from tests.hiding import recomp_without

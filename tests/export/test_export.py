@@ -254,7 +254,7 @@ def test_a_large_graph_has_its_weights_in_a_second_file(
         f"{graph}.onnx.data" for graph in ("vision", "text", "encoder")
     }
     assert (bundle.folder / "encoder.onnx").stat().st_size < 400_000
-    inputs = sample_inputs("encoder", find_checkpoint("demo").spec)
+    inputs = sample_inputs(INPUTS["encoder"], find_checkpoint("demo").spec)
     for ours, theirs in zip(
         *(OnnxBackend(b).run("encoder", inputs).values() for b in (bundle, demo_bundle)),
         strict=True,

@@ -18,8 +18,9 @@ from export.graphs import build
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.compression.config import PRESETS, CompressionConfig, preset
 from paddle_recomp.compression.registry import METHODS
-from paddle_recomp.config import PRESETS, CompressionConfig, TokenBudget, preset
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import VisionFeatures
 from tests.compressor.conftest import random_vision
 

@@ -13,7 +13,8 @@ from paddle_recomp.bundle import Bundle, LanguageModelSource
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.commands.main import main
-from paddle_recomp.config import CompressionConfig, TokenBudget, preset
+from paddle_recomp.compression.config import CompressionConfig, preset
+from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleNotFoundError, ConfigError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama

@@ -56,8 +56,8 @@ def copy(paddle_bundle: Bundle, tmp_path: Path) -> Path:
 def inputs() -> dict[str, np.ndarray]:
     spec = find_checkpoint("demo").spec
     return {
-        **sample_inputs("encoder", spec),
-        **sample_inputs("compress", spec),
+        **sample_inputs(INPUTS["encoder"], spec),
+        **sample_inputs(INPUTS["compress"], spec),
     }
 
 

@@ -39,5 +39,6 @@ def counting(vlm: VLM) -> tuple[VLM, CountingBackend]:
         old.question_positions,
         old.template,
         old.config,
+        old.stages,
     )
     return VLM(encoder, vlm.language_model, vlm.tokenizer), backend

@@ -51,7 +51,7 @@ def bad(tmp_path: Path) -> Path:
         (["ask", "{bad}/bomb.png", QUESTION], "20000"),
         (["ask", "{bad}/folder", QUESTION], "folder"),
         (["ask", "{ok}", "  "], "empty"),
-        (["ask", "{ok}", QUESTION, "--method", "magic"], "demo-checkpoint"),
+        (["ask", "{ok}", QUESTION, "--method", "magic"], "recoverable"),
         (["ask", "{ok}", QUESTION, *CHECKPOINT, "--method", "magic"], "uniform"),
         (["ask", "{ok}", QUESTION, "--preset", "paper"], "faithful"),
         (["ask", "{ok}", QUESTION, "--frobnicate"], "--frobnicate"),

@@ -350,6 +350,7 @@ def test_text_is_that_of_the_whole_dialogue(
         old.question_positions,
         template,
         old.config,
+        old.stages,
     )
     chat = VLM(encoder, script, words).chat(seen, "append")
     for i, question in enumerate(QUESTIONS[:3]):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from paddle_recomp.commands.demo import demo_pictures
-from paddle_recomp.config import GenerationConfig, TokenBudget, preset
+from paddle_recomp.compression.config import preset
+from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import (
     ConfigError,
     ContextLengthError,

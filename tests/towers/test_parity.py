@@ -10,7 +10,7 @@ import pytest
 
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
-from paddle_recomp.config import CompressionConfig, preset
+from paddle_recomp.compression.config import CompressionConfig, preset
 from paddle_recomp.llm.paddle_llama import PaddleLlama
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -42,8 +42,8 @@ def close(found: paddle.Tensor, wanted: np.ndarray, tolerance: float = 1e-4) -> 
 def test_vision_tower(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> None:
     pixels = paddle.to_tensor(expected["pixels"])
     for name, key in (("corrected", "patch_proj_ln"), ("faithful", "patch_proj_raw")):
-        tower = EagerBackend(checkpoint, preset(name)).encoder.vision_tower
-        states, _, _ = tower.hidden_states(pixels)
+        tower = EagerBackend(checkpoint, preset(name)).visual_encoder.vision_tower
+        states, _ = tower.hidden_states(pixels)
         close(states[-2], expected["hidden_m2"])
         close(states[-1], expected["last_hidden"])
         close(tower.project(states[-1]), expected[key])
@@ -90,7 +90,7 @@ def test_text_tower(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> 
 
 def test_projector(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> None:
     backend = EagerBackend(checkpoint, CompressionConfig())
-    found = backend.encoder.projector(paddle.to_tensor(expected["hidden_m2"][:, 1:]))
+    found = backend.visual_encoder.projector(paddle.to_tensor(expected["hidden_m2"][:, 1:]))
     close(found, expected["image_embeds"])
 
 

@@ -60,7 +60,7 @@ def golden_checkpoint() -> Checkpoint:
 
 
 def test_progress_hears_every_byte(golden_checkpoint: Checkpoint) -> None:
-    from paddle_recomp.towers.visual_encoder import Mlp2xGelu
+    from paddle_recomp.towers.projector import Mlp2xGelu
 
     heard: list[int] = []
     layer = Mlp2xGelu(golden_checkpoint.spec.projector)

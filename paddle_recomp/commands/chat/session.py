@@ -151,7 +151,9 @@ class ChatSession:
         path = Path(words[0] if words else OVERLAY).expanduser()
         pictures = [image.picture for image in self._chat.images]
         processor = self._vlm.encoder.image_processor
-        save_answer(path, pictures, answer.compressed, processor, question, answer.text)
+        save_answer(
+            path, pictures, answer.compressed, answer.stages, processor, question, answer.text
+        )
         self._say(str(path), "")
 
     def _say_costs(self, answer: Answer) -> None:

@@ -3,55 +3,55 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-import paddle
-
+from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.compression import ops
 from paddle_recomp.compression.assemble import assemble
-from paddle_recomp.config import CompressionConfig
-from paddle_recomp.types import Compressed, Tensor, VisionFeatures
+from paddle_recomp.compression.filter import FilterOptions, dynamic_count
+from paddle_recomp.compression.method import Method, MethodInputs
+from paddle_recomp.config import option
+from paddle_recomp.types import Compressed, StageInfo, Tensor
 
 
-def visual(
-    vision: VisionFeatures, text_embeds: Tensor, bounds: Tensor, config: CompressionConfig
-) -> Compressed:
+@dataclass(frozen=True)
+class RandomOptions(FilterOptions):
+    """The filter's options and a seed."""
+
+    seed: int = option(0, "Seed of the choice.")
+
+
+def visual(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> Compressed:
     """The patches that the class token attends to most. Shapes as in `recoverable`."""
-    return _keep_top(vision.visual_score, vision, bounds, config)
+    return _keep_top(inputs.visual_score, inputs, bounds, options)
 
 
-def random(
-    vision: VisionFeatures, text_embeds: Tensor, bounds: Tensor, config: CompressionConfig
-) -> Compressed:
-    """A choice that depends on `config.seed` alone. Shapes as in `recoverable`.
+def random(inputs: MethodInputs, bounds: Tensor, options: RandomOptions) -> Compressed:
+    """A choice that depends on `options.seed` alone. Shapes as in `recoverable`.
 
     The order is drawn when the graph is built, in whole numbers, so that every backend draws the
     same; an exported graph holds it as a constant."""
-    ranks = _random_ranks(vision.visual_score.shape[1], config.seed)
+    ranks = _random_ranks(inputs.visual_score.shape[1], options.seed)
     score = paddle.to_tensor(ranks, dtype="float64").unsqueeze(0)
-    return _keep_top(score, vision, bounds, config)
+    return _keep_top(score, inputs, bounds, options)
 
 
-def uniform(
-    vision: VisionFeatures, text_embeds: Tensor, bounds: Tensor, config: CompressionConfig
-) -> Compressed:
+def uniform(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> Compressed:
     """Patches spread evenly over the picture. Shapes as in `recoverable`."""
-    spread = paddle.to_tensor(_spread_ranks(vision.visual_score.shape[1]), dtype="float64")
-    return _keep_top(-spread.unsqueeze(0), vision, bounds, config)
+    ranks = _spread_ranks(inputs.visual_score.shape[1])
+    spread = paddle.to_tensor(ranks, dtype="float64")
+    return _keep_top(-spread.unsqueeze(0), inputs, bounds, options)
 
 
 def _keep_top(
-    score: Tensor, vision: VisionFeatures, bounds: Tensor, config: CompressionConfig
+    score: Tensor, inputs: MethodInputs, bounds: Tensor, options: FilterOptions
 ) -> Compressed:
     """Keeps the highest of the scores [B or 1, N]; in the dynamic budget as many as the filter
     finds in the visual score."""
-    visual_score = vision.visual_score
-    everything = paddle.ones_like(visual_score) > 0
-    found = ops.outlier_count(
-        visual_score, everything, config.neighbours, config.outlier_threshold, config.outliers
-    )
-    count = paddle.minimum(paddle.maximum(found, bounds[:, 0]), bounds[:, 1])
-    score = score + paddle.zeros_like(visual_score).astype(score.dtype)
-    return assemble(vision.features, ops.top(score, everything, count), None, None)
+    everything = paddle.ones_like(inputs.visual_score) > 0
+    count = dynamic_count(inputs.visual_score, bounds, options)
+    score = score + paddle.zeros_like(inputs.visual_score).astype(score.dtype)
+    return assemble(inputs.features, ops.top(score, everything, count), 0)
 
 
 def _random_ranks(size: int, seed: int) -> list[int]:
@@ -78,3 +78,34 @@ def _spread_ranks(size: int) -> list[int]:
         return value
 
     return [rank(patch) for patch in range(size)]
+
+
+_READS = ("features", "visual_score")
+
+VISUAL = Method(
+    name="visual",
+    summary="Keeps the patches that the class token attends to most.",
+    source="a baseline of this project",
+    compress=visual,
+    options=FilterOptions,
+    inputs=_READS,
+    stages=(StageInfo("visual", "patch", "stand out in the picture"),),
+)
+RANDOM = Method(
+    name="random",
+    summary="Keeps patches drawn at random, as many as the filter finds in the visual score.",
+    source="a baseline of this project",
+    compress=random,
+    options=RandomOptions,
+    inputs=_READS,
+    stages=(StageInfo("random", "patch", "drawn at random"),),
+)
+UNIFORM = Method(
+    name="uniform",
+    summary="Keeps patches spread evenly over the picture.",
+    source="a baseline of this project",
+    compress=uniform,
+    options=FilterOptions,
+    inputs=_READS,
+    stages=(StageInfo("uniform", "patch", "spread evenly over the picture"),),
+)

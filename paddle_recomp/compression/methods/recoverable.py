@@ -3,24 +3,69 @@ question asks about is recovered, the remainder is merged around a few centres."
 
 from __future__ import annotations
 
-import paddle
+from dataclasses import dataclass
+from typing import Literal
 
+from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.compression import ops
 from paddle_recomp.compression.assemble import Merged, assemble
-from paddle_recomp.config import CompressionConfig
-from paddle_recomp.types import Compressed, Tensor, VisionFeatures
+from paddle_recomp.compression.filter import FilterOptions
+from paddle_recomp.compression.method import Method, MethodInputs
+from paddle_recomp.config import option
+from paddle_recomp.types import Compressed, Stage, StageInfo, Tensor
 
 
-def recoverable(
-    vision: VisionFeatures, text_embeds: Tensor, bounds: Tensor, config: CompressionConfig
-) -> Compressed:
+@dataclass(frozen=True)
+class RecoverableOptions(FilterOptions):
+    """The switches of Recoverable Compression, one per place where the paper's words and the
+    authors' public code differ. The defaults are the `corrected` preset."""
+
+    scaling: Literal["exact", "float64"] = option(
+        "exact",
+        "How a count is scaled by its ratio: in integers, or truncated from float64 (public code), "
+        "which loses one token at some sizes, since 49 * (1 / 49) < 1.",
+    )
+    text_sign: Literal[1, -1] = option(1, "Sign of the text score; published work disagrees on it.")
+    text_scope: Literal["remainder", "all"] = option(
+        "remainder",
+        "Filter the text score over the patches that are left, or over all of them with the kept "
+        "ones at the minimum.",
+    )
+    centres_of: Literal["remainder", "channels"] = option(
+        "remainder", "The centres' ratio multiplies the tokens left, or the channels (public code)."
+    )
+    cluster_keys: Literal["aligned", "misaligned"] = option(
+        "aligned",
+        "`misaligned`: position j of the remainder takes key j of all patches (public code).",
+    )
+    merge: Literal["normalised", "raw"] = option(
+        "normalised", "Whether the weights of a merged token sum to one."
+    )
+    rest: Literal["always", "with_centres"] = option(
+        "always", "When the token that sums up everything else is kept."
+    )
+    text_weight: float = option(
+        50.0, "Weight of the text score beside the key similarity when members are chosen."
+    )
+    members: int = option(32, "Tokens that each centre absorbs at most.", least=1)
+    centre_neighbours: int = option(
+        10, "Neighbours of the outlier factor that counts the centres.", least=1
+    )
+
+
+def recoverable(inputs: MethodInputs, bounds: Tensor, options: RecoverableOptions) -> Compressed:
     """Compresses B images for B questions.
 
-    Shapes: text_embeds [B, P], bounds [B, 2] int64 (least and most tokens) -> see `Compressed`.
+    Shapes: see `MethodInputs`; bounds [B, 2] int64 (least and most tokens) -> see `Compressed`.
     Source: paper section 3 and the public code; docs/algorithm.md lists where they differ."""
-    text_score = ops.cosine_scores(text_embeds, vision.patch_embeds) * float(config.text_sign)
+    text_score = ops.cosine_scores(inputs.text_embeds, inputs.patch_embeds)
     return compress_by_scores(
-        vision.features, vision.keys, vision.visual_score, text_score, bounds, config
+        inputs.features,
+        inputs.keys,
+        inputs.visual_score,
+        text_score * float(options.text_sign),
+        bounds,
+        options,
     )
 
 
@@ -30,15 +75,15 @@ def compress_by_scores(
     visual_score: Tensor,
     text_score: Tensor,
     bounds: Tensor,
-    config: CompressionConfig,
+    options: RecoverableOptions,
 ) -> Compressed:
     """The method after its scores are known: filter, recover, merge.
 
     Shapes: features and keys [B, N, C], both scores [B, N], bounds [B, 2] int64."""
     size = visual_score.shape[1]
-    groups = _filter_counts(visual_score, text_score, features.shape[2], config)
+    groups = _filter_counts(visual_score, text_score, features.shape[2], options)
     rest = paddle.ones_like(groups[2])
-    if config.rest == "with_centres":
+    if options.rest == "with_centres":
         rest = (groups[2] > 0).astype("int64")
     n_visual, n_text, n_centres, n_rest = ops.share_budget(groups, rest, bounds, size)
 
@@ -48,13 +93,15 @@ def compress_by_scores(
     kept = paddle.logical_or(kept_visual, kept_text)
 
     merged = _merge(
-        keys, visual_score, text_score, paddle.logical_not(kept), n_centres, n_rest, config
+        keys, visual_score, text_score, paddle.logical_not(kept), n_centres, n_rest, options
     )
-    return assemble(features, kept, kept_text, merged)
+    for_text = kept_text.astype("int64")
+    stage = for_text * int(Stage.TEXT) + (1 - for_text) * int(Stage.VISUAL)
+    return assemble(features, kept, stage, merged)
 
 
 def _filter_counts(
-    visual_score: Tensor, text_score: Tensor, channels: int, config: CompressionConfig
+    visual_score: Tensor, text_score: Tensor, channels: int, options: RecoverableOptions
 ) -> list[Tensor]:
     """Tokens that the dynamic scale filter gives to each group: three counts [B] int64."""
     size = visual_score.shape[1]
@@ -62,39 +109,39 @@ def _filter_counts(
 
     def outliers(scores: Tensor, mask: Tensor, neighbours: int) -> Tensor:
         return ops.outlier_count(
-            scores, mask, neighbours, config.outlier_threshold, config.outliers
+            scores, mask, neighbours, options.outlier_threshold, options.outliers
         )
 
     def scaled(amount: Tensor, outlier: Tensor, total: Tensor) -> Tensor:
-        if config.scaling == "exact":
+        if options.scaling == "exact":
             return amount * outlier // total
         ratio = outlier.astype("float64") / total.astype("float64")
         return paddle.floor(amount.astype("float64") * ratio).astype("int64")
 
-    n_visual = outliers(visual_score, everything, config.neighbours)
+    n_visual = outliers(visual_score, everything, options.neighbours)
     n_patches = paddle.full_like(n_visual, size)
     n_visual = scaled(n_patches, n_visual, n_patches)
     kept_visual = ops.top(visual_score, everything, n_visual)
     remainder = paddle.logical_not(kept_visual)
 
-    if config.text_scope == "remainder":
+    if options.text_scope == "remainder":
         text_outliers, text_total = (
-            outliers(text_score, remainder, config.neighbours),
+            outliers(text_score, remainder, options.neighbours),
             size - n_visual,
         )
     else:
         # Adding, since `expand_as` asks the exported graph for a batch of -1.
         lowest = text_score.min(axis=1, keepdim=True) + paddle.zeros_like(text_score)
         filled = paddle.where(kept_visual, lowest, text_score)
-        text_outliers, text_total = outliers(filled, everything, config.neighbours), n_patches
+        text_outliers, text_total = outliers(filled, everything, options.neighbours), n_patches
     n_text = scaled(size - n_visual, text_outliers, text_total.clip(min=1))
     kept_text = ops.top(text_score, remainder, n_text)
     remainder = paddle.logical_and(remainder, paddle.logical_not(kept_text))
 
     left = remainder.astype("int64").sum(axis=1)
-    amount = left if config.centres_of == "remainder" else paddle.full_like(left, channels)
+    amount = left if options.centres_of == "remainder" else paddle.full_like(left, channels)
     n_centres = scaled(
-        amount, outliers(visual_score, remainder, config.centre_neighbours), left.clip(min=1)
+        amount, outliers(visual_score, remainder, options.centre_neighbours), left.clip(min=1)
     )
     return [n_visual, n_text, paddle.minimum(n_centres, left)]
 
@@ -106,7 +153,7 @@ def _merge(
     remainder: Tensor,
     n_centres: Tensor,
     n_rest: Tensor,
-    config: CompressionConfig,
+    options: RecoverableOptions,
 ) -> Merged:
     """Merges the remainder [B, N] around its `n_centres` [B] visually strongest patches, and all
     but the centres into `n_rest` [B] tokens."""
@@ -120,7 +167,7 @@ def _merge(
     centre = order[:, :rows]
     exists = paddle.arange(size, dtype="int64").unsqueeze(0)[:, :rows] < n_centres.unsqueeze(1)
 
-    if config.cluster_keys == "misaligned":
+    if options.cluster_keys == "misaligned":
         position = (paddle.cumsum(remainder.astype("int64"), axis=1) - 1).clip(min=0)
         keys = ops.take_rows(keys, position)
     lengths = ops.length(keys)
@@ -129,11 +176,11 @@ def _merge(
         -1
     )
     similarity = similarity / lengths.unsqueeze(1)
-    similarity = similarity + config.text_weight * text_score.unsqueeze(1)
+    similarity = similarity + options.text_weight * text_score.unsqueeze(1)
     # A centre may absorb other centres too; only itself is out of the question.
     itself = centre.unsqueeze(-1) == paddle.arange(size, dtype="int64")
     candidates = paddle.logical_and(remainder.unsqueeze(1), paddle.logical_not(itself))
-    member = ops.nearest_members(similarity, candidates, config.members)
+    member = ops.nearest_members(similarity, candidates, options.members)
     member = paddle.logical_and(member, exists.unsqueeze(-1))
 
     dtype = visual_score.dtype
@@ -141,7 +188,7 @@ def _merge(
     centre_weights = itself.astype(dtype) + member.astype(dtype) * score
     rest_weights = others.astype(dtype).unsqueeze(1) * score
     weights = paddle.concat([centre_weights, rest_weights], axis=1)
-    if config.merge == "normalised":
+    if options.merge == "normalised":
         weights = weights * paddle.reciprocal(weights.sum(axis=-1, keepdim=True).clip(min=1e-12))
 
     lowest = paddle.full([1], float("-inf"), dtype=similarity.dtype)
@@ -154,4 +201,38 @@ def _merge(
         centre_rank=rank,
         absorbed=member.astype("int64").max(axis=1) > 0,
         best_centre=paddle.where(member, similarity, lowest).argmax(axis=1),
+        stage=int(Stage.MERGED),
+        rest_stage=int(Stage.REST),
     )
+
+
+METHOD = Method(
+    name="recoverable",
+    summary="Keeps patches that stand out, recovers those that the question asks about, and merges "
+    "the remainder.",
+    source="Chen et al., Recoverable Compression (AAAI 2025), section 3, and its public code",
+    compress=recoverable,
+    options=RecoverableOptions,
+    inputs=("features", "keys", "visual_score", "patch_embeds", "text_embeds"),
+    stages=(
+        StageInfo("visual", "patch", "stand out in the picture"),
+        StageInfo("text", "patch", "recovered for the question"),
+        StageInfo("merged", "merged", "stand for similar patches"),
+        StageInfo("rest", "rest", "sums up all others"),
+    ),
+    presets={
+        "corrected": {},
+        "faithful": {
+            "question_source": "prompt_first_line",
+            "text_pooling": "last_position",
+            "patch_layernorm": False,
+            "outliers": "all",
+            "scaling": "float64",
+            "text_scope": "all",
+            "centres_of": "channels",
+            "cluster_keys": "misaligned",
+            "merge": "raw",
+            "rest": "with_centres",
+        },
+    },
+)
