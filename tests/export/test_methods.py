@@ -65,10 +65,11 @@ def run_both(
 ) -> None:
     batch, size = vision.visual_score.shape
     bounds = paddle.to_tensor(budget.bounds(size) * batch, dtype="int64")
-    inputs = {**vision._asdict(), "text_embeds": text, "token_bounds": bounds}
+    given = {**vision._asdict(), "text_embeds": text, "token_bounds": bounds}
+    inputs = {name: given[name] for name in layer.signature.inputs}
     names = OUTPUTS["compress"]
     with paddle.no_grad():
-        expected = dict(zip(names, (x.numpy() for x in layer(**inputs)), strict=False))
+        expected = dict(zip(names, (x.numpy() for x in layer(inputs)), strict=False))
     arrays = {name: x.numpy() for name, x in inputs.items()}
     for name, found in zip(names, session.run(list(names), arrays), strict=True):
         if name == "visual_embeds":
