@@ -9,7 +9,6 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
-from export.shapes import dtype_of, shapes_of
 from paddle_recomp.bundle.contract import INPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint, ModelSpec
 from paddle_recomp.compression.registry import get_method
@@ -18,6 +17,8 @@ from paddle_recomp.towers.clip import TextTower, VisionTower
 from paddle_recomp.towers.visual_encoder import PROJECTORS, VisualEncoder
 from paddle_recomp.towers.weights import load_part
 from paddle_recomp.types import Tensor, VisionFeatures
+
+from .shapes import dtype_of, shapes_of
 
 
 class VisionGraph(nn.Layer):
