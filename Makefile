@@ -33,14 +33,14 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[paddle,export,dev]"
 	touch $(READY)
 
 # Torch and Paddle do not share an environment: the tool has its own.
 TRAIN := .venv-train
-$(TRAIN)/.ready: pyproject.toml
+$(TRAIN)/.ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(TRAIN)
 	$(TRAIN)/bin/python -m pip install --disable-pip-version-check -e ".[train]"
 	touch $(TRAIN)/.ready

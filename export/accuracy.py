@@ -13,15 +13,16 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from export.calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
-from export.errors import ExportError
-from export.onnx_graph import OnnxGraph
-from export.optimise import check
-from export.parity import mean_cosine
-from export.quantise import layer_of, quantise, quantised_inputs, weight_nodes
-from export.scales import Range, Scales
-from export.writing import write_model
 from paddle_recomp.bundle.contract import OUTPUTS, Graph
+
+from .calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
+from .errors import ExportError
+from .onnx_graph import OnnxGraph
+from .optimise import check
+from .parity import mean_cosine
+from .quantise import layer_of, quantise, quantised_inputs, weight_nodes
+from .scales import Range, Scales
+from .writing import write_model
 
 TOWERS: tuple[Graph, ...] = ("vision", "text")
 GUARDED = ("features", "keys", "patch_embeds", "text_embeds")
@@ -147,7 +148,7 @@ def _layer_ranges(
     inputs = quantised_inputs(graph)
     if wanted.scales is not None:
         return wanted.scales.ranges_for(name, inputs)
-    found = ranges_of(model, list(dict.fromkeys(inputs.values())), feeds, wanted.method)
+    found = ranges_of(model, list(dict.fromkeys(inputs.values())), feeds, wanted.calibration)
     return {layer: found[value] for layer, value in inputs.items()}
 
 
@@ -176,7 +177,7 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
 def scales_of(outcome: Outcome, wanted: Quantisation) -> Scales:
     """What another export of the same model can start from."""
     kept = {graph: tuple(layers) for graph, layers in outcome.in_float.items()}
-    return Scales(wanted.kind, wanted.method, outcome.ranges, kept)
+    return Scales(wanted.kind, wanted.calibration, outcome.ranges, kept)
 
 
 def print_ranking(console: Console, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import NodeProto, helper
 
-from export.onnx_graph import OnnxGraph
+from .onnx_graph import OnnxGraph
 
 
 class Attention(NamedTuple):

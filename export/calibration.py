@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.errors import ExportError
-from export.samples import calibration_pictures, calibration_questions
-from export.scales import Range, Scales
 from paddle_recomp.bundle.contract import OUTPUTS, Graph
 from paddle_recomp.errors import ConfigError, FeatureError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
 
+from .errors import ExportError
+from .samples import calibration_pictures, calibration_questions
+from .scales import Range, Scales
+
 KINDS = ("dynamic", "static")
-METHODS = ("minmax", "entropy", "percentile")
+RANGE_METHODS = ("minmax", "entropy", "percentile")
 TARGET_COSINE = 0.999
 
 _PERCENTILE = 99.999
 _BINS = {"entropy": (512, 256), "percentile": (2048, 256)}
-"""Of the histogram, and how many the entropy method merges them into: the levels of U8."""
+"""Of the histogram, and how many entropy merges them into: the levels of U8."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,8 +39,8 @@ class Quantisation:
 
     kind: str = "dynamic"
     """`dynamic` measures the range of each activation while it runs, `static` before."""
-    method: str = "minmax"
-    """What a static range is: `minmax`, `entropy` or `percentile`."""
+    calibration: str = "minmax"
+    """How a static range is chosen: `minmax`, `entropy` or `percentile`."""
     pictures: Path | None = None
     """A folder; None: the shipped ones and, where it is installed, those of scikit-image."""
     questions: Path | None = None
@@ -53,18 +54,18 @@ class Quantisation:
         """Raises: ConfigError."""
         for name, value, known in (
             ("quantisation", self.kind, KINDS),
-            ("calibration", self.method, METHODS),
+            ("calibration", self.calibration, RANGE_METHODS),
         ):
             if value not in known:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-        if self.kind == "dynamic" and self.method != "minmax":
-            raise ConfigError(f"calibration {self.method!r} needs static quantisation")
+        if self.kind == "dynamic" and self.calibration != "minmax":
+            raise ConfigError(f"calibration {self.calibration!r} needs static quantisation")
         if self.scales is not None and (
-            (self.kind, self.method) != (self.scales.kind, self.scales.method)
+            (self.kind, self.calibration) != (self.scales.kind, self.scales.calibration)
         ):
             raise ConfigError(
-                f"the scales are {self.scales.kind}, {self.scales.method}; asked for is "
-                f"{self.kind}, {self.method}"
+                f"the scales are {self.scales.kind}, {self.scales.calibration}; asked for is "
+                f"{self.kind}, {self.calibration}"
             )
         if not 0 < self.target_cosine <= 1:
             raise ConfigError(f"target cosine is {self.target_cosine}; expected above 0, up to 1")
@@ -118,11 +119,11 @@ def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) ->
 
 
 def ranges_of(
-    model: onnx.ModelProto, values: Sequence[str], feeds: Iterable[Arrays], method: str
+    model: onnx.ModelProto, values: Sequence[str], feeds: Iterable[Arrays], calibration: str
 ) -> dict[str, Range]:
     """The lowest and highest number of each value that a scale has to reach; zero is in it.
 
-    Raises: FeatureError when a value is not finite; ExportError when a method finds no range."""
+    Raises: FeatureError when a value is not finite; ExportError when no range is found."""
     spied = onnx.ModelProto()
     spied.CopyFrom(model)
     known = {info.name for info in spied.graph.output}
@@ -130,7 +131,7 @@ def ranges_of(
         onnx.helper.make_empty_tensor_value_info(name) for name in values if name not in known
     )
     session, limits = _session(spied), dict.fromkeys(values, (0.0, 0.0))
-    collector = None if method == "minmax" else _collector(method)
+    collector = None if calibration == "minmax" else _collector(calibration)
     for feed in feeds:
         # One feed at a time: all activations of a large tower for all pictures fit in no memory.
         found = dict(zip(values, session.run(list(values), feed), strict=True))
@@ -153,17 +154,17 @@ def ranges_of(
             max(min(float(chosen[name][1]), high), 0.0),
         )
         if not np.isfinite(narrowed[name]).all():
-            raise ExportError(f"calibration {method!r} finds no range for {name}")
+            raise ExportError(f"calibration {calibration!r} finds no range for {name}")
     return narrowed
 
 
-def _collector(method: str) -> Any:
+def _collector(calibration: str) -> Any:
     """The runtime's own histograms, which grow with each feed and keep no activations."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    bins, merged = _BINS[method]
+    bins, merged = _BINS[calibration]
     return HistogramCollector(
-        method=method,
+        method=calibration,
         symmetric=False,
         num_bins=bins,
         num_quantized_bins=merged,

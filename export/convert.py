@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError
-from export.shapes import shapes_of
 from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
+
+from .errors import ExportError
+from .shapes import shapes_of
 
 OPSET = 17
 PADDLE_FILES = (".json", ".pdiparams")
@@ -54,9 +55,6 @@ def convert(job: Job) -> None:
     """Writes the files of a job, checked and compared with the layer.
 
     Raises: ExportError naming the graph when its process dies or finds a difference."""
-    # `-m export.convert` needs the folder in which this package lies, wherever it is called from.
-    root = str(Path(__file__).parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         command(job),
         capture_output=True,
@@ -65,7 +63,9 @@ def convert(job: Job) -> None:
         env={
             **os.environ,
             "GLOG_minloglevel": "2",
-            "PYTHONPATH": os.pathsep.join(paths),
+            # It imports what this process imports, wherever that was found: in a checkout, in an
+            # installation.
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         },
     )
     if done.returncode == 0 and all(p.is_file() and p.stat().st_size for p in job.files):
@@ -77,7 +77,7 @@ def convert(job: Job) -> None:
 
 def command(job: Job) -> list[str]:
     """The process of a job."""
-    return [sys.executable, "-m", "export.convert", json.dumps(asdict(job))]
+    return [sys.executable, "-m", f"{__package__}.convert", json.dumps(asdict(job))]
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
@@ -100,7 +100,7 @@ def save_layer(layer: Any, spec: ModelSpec, stem: Path) -> None:
     Raises: ExportError when weights are missing; whatever the tracer raises."""
     import paddle
 
-    from export.graphs import input_specs
+    from .graphs import input_specs
 
     wanted = sum(parameter.size * parameter.element_size() for parameter in layer.parameters())
     specs = [input_specs(layer.signature, spec)]
@@ -127,8 +127,8 @@ def convert_layer(
     import onnx
     import paddle2onnx
 
-    from export.onnx_graph import OnnxGraph
-    from export.optimise import check, finish, optimise, set_shapes
+    from .onnx_graph import OnnxGraph
+    from .optimise import check, finish, optimise, set_shapes
 
     weights = {parameter.name: name for name, parameter in layer.named_parameters()}
     save_layer(layer, spec, folder / _TRACED)
@@ -157,11 +157,12 @@ def convert_layer(
 
 def main(text: str) -> None:
     """Runs a job. Only ever called in a process of its own."""
-    from export.graphs import build
-    from export.parity import compare_with_layer, run, run_paddle
-    from export.writing import write_model
     from paddle_recomp.checkpoint import open_checkpoint
     from paddle_recomp.compression.config import CompressionConfig
+
+    from .graphs import build
+    from .parity import compare_with_layer, run, run_paddle
+    from .writing import write_model
 
     job = Job(**json.loads(text))
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import onnx
 
-from export.onnx_graph import OnnxGraph
-from export.optimise import check, set_shapes
-from export.parity import compare, run, sample_inputs
-from export.shapes import TRACED, shapes_of
-from export.writing import write_model
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import ModelSpec
+
+from .onnx_graph import OnnxGraph
+from .optimise import check, set_shapes
+from .parity import compare, run, sample_inputs
+from .shapes import TRACED, shapes_of
+from .writing import write_model
 
 
 def fuse(folder: Path, spec: ModelSpec, metadata: dict[str, str]) -> None:

@@ -10,7 +10,6 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
-from export.shapes import dtype_of, shapes_of
 from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint, ModelSpec
 from paddle_recomp.compression.config import CompressionConfig
@@ -19,6 +18,8 @@ from paddle_recomp.towers.clip import TextTower, VisionTower
 from paddle_recomp.towers.visual_encoder import Compressor, VisualEncoder
 from paddle_recomp.towers.weights import load_part
 from paddle_recomp.types import Compressed, Tensor
+
+from .shapes import dtype_of, shapes_of
 
 Inputs = dict[str, Tensor]
 

@@ -9,23 +9,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from export.accuracy import TOWERS
-from export.calibration import Quantisation, Samples
-from export.convert import OPSET, PADDLE_FILES
-from export.paddle_int8 import PADDLE
-from export.shapes import dtype_of, shapes_of
 from paddle_recomp import __version__
 from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, checksum, seal
-from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.loading import image_processor, projector_checksum
 
+from .accuracy import TOWERS
+from .calibration import Quantisation, Samples
+from .convert import OPSET, PADDLE_FILES
+from .paddle_int8 import PADDLE
+from .plan import ExportPlan
+from .shapes import TRACED, dtype_of, shapes_of
 
-def describe(
-    checkpoint: Checkpoint, name: str, config: CompressionConfig, precision: str, operators: str
-) -> dict[str, Any]:
+
+def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, Any]:
     """The fields of recomp.json that do not depend on the files."""
     spec, processor = checkpoint.spec, image_processor(checkpoint)
     tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
@@ -37,9 +36,9 @@ def describe(
             **{key: metadata.version(key) for key in ("paddlepaddle", "paddle2onnx", "onnx")},
             "opset": OPSET,
         },
-        "precision": precision,
-        "operators": operators,
-        "compression": config.as_dict(),
+        "precision": plan.precision,
+        "operators": plan.operators,
+        "compression": plan.config.as_dict(),
         "image": {
             **asdict(processor),
             "patch_size": spec.vision.patch_size,
@@ -65,7 +64,7 @@ def describe(
                 "inputs": [_tensor(key, checkpoint) for key in INPUTS[graph]],
                 "outputs": [_tensor(key, checkpoint) for key in OUTPUTS[graph]],
             }
-            for graph in INPUTS
+            for graph in _graphs(plan.fused)
         },
     }
 
@@ -76,13 +75,13 @@ def describe_quantisation(wanted: Quantisation, samples: Samples) -> dict[str, A
         "kind": wanted.kind,
         "activations": "uint8",
         "weights": "int8 per channel",
-        "calibration": wanted.method if wanted.kind == "static" else None,
+        "calibration": wanted.calibration if wanted.kind == "static" else None,
         "target_cosine": wanted.target_cosine,
         **samples.description,
     }
 
 
-def describe_paddle() -> dict[str, Any]:
+def describe_paddle(fused: bool) -> dict[str, Any]:
     """The files of Paddle Inference. Inputs and outputs are those of the ONNX graphs, outputs in
     their order: Paddle names them by number, and has the inputs once more behind them."""
     program, params = PADDLE_FILES
@@ -90,7 +89,7 @@ def describe_paddle() -> dict[str, Any]:
         "precisions": [name for name in PADDLE_PRECISIONS if name != "int8"],
         "graphs": {
             graph: {"program": f"paddle/{graph}{program}", "params": f"paddle/{graph}{params}"}
-            for graph in INPUTS
+            for graph in _graphs(fused)
         },
     }
 
@@ -155,6 +154,10 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     sealed["seal"] = seal(sealed)
     text = json.dumps(sealed, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _graphs(fused: bool) -> tuple[Graph, ...]:
+    return (*TRACED, "encoder") if fused else TRACED
 
 
 def _tensor(name: str, checkpoint: Checkpoint) -> dict[str, Any]:

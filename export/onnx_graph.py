@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 
-from export.errors import ExportError
+from .errors import ExportError
 
 _SMALL = 1024
 """Elements of a constant that may be a shape, a limit or a list of axes."""

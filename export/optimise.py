@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
-from export.attention import fuse_attention
-from export.onnx_graph import OnnxGraph, without_weights
+from .attention import fuse_attention
+from .onnx_graph import OnnxGraph, without_weights
 
 _MAX_FOLDED = 1 << 20
 """Elements of a constant that folding may create: not every product of folding is a saving."""

@@ -14,19 +14,22 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import ExportError
+import paddle_recomp
 from paddle_recomp.bundle.contract import OUTPUTS, Graph
 
+from .errors import ExportError
+
 if TYPE_CHECKING:
-    from export.calibration import Samples
-    from export.convert import Job
+    from .calibration import Samples
+    from .convert import Job
 
 PADDLE = "3.1.1"
 ALGORITHM = "abs_max"
@@ -55,8 +58,9 @@ def quantise_for_paddle(
 
     Raises: ExportError when the other process fails, or when the target is missed, saying what was
     reached."""
-    from export.accuracy import TOWERS, cosines
     from paddle_recomp.backends.paddle_inference import Predictor
+
+    from .accuracy import TOWERS, cosines
 
     output = folder / "paddle" / "int8"
     output.mkdir()
@@ -93,19 +97,19 @@ def quantise_tower(job: Int8Job, python: Path) -> None:
     """Writes GRAPH.pdmodel and GRAPH.pdiparams into the folder of a job.
 
     Raises: ExportError when its process fails."""
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [str(python), "-m", "export.paddle_int8", json.dumps(asdict(job))],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **os.environ,
-            "GLOG_minloglevel": "2",
-            "FLAGS_enable_pir_api": "0",
-            "PYTHONPATH": root,
-        },
-    )
+    with _lent_packages() as lent:
+        done = subprocess.run(
+            [str(python), "-m", f"{__package__}.paddle_int8", json.dumps(asdict(job))],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "GLOG_minloglevel": "2",
+                "FLAGS_enable_pir_api": "0",
+                "PYTHONPATH": lent,
+            },
+        )
     files = [Path(job.output) / f"{job.graph}{end}" for end in (".pdmodel", ".pdiparams")]
     if done.returncode == 0 and all(path.is_file() and path.stat().st_size for path in files):
         return
@@ -119,6 +123,20 @@ def quantise_tower(job: Int8Job, python: Path) -> None:
     )
 
 
+@contextmanager
+def _lent_packages() -> Iterator[str]:
+    """A folder from which another interpreter imports this package and the library. What else is
+    installed beside them, another Paddle above all, is none of its business."""
+    assert __package__
+    with tempfile.TemporaryDirectory() as folder:
+        for name, place in (
+            (__package__, Path(__file__).parent),
+            (paddle_recomp.__name__, Path(paddle_recomp.__file__).parent),
+        ):
+            Path(folder, name).symlink_to(place.resolve(), target_is_directory=True)
+        yield folder
+
+
 def check_interpreter(python: Path) -> None:
     """Raises: ExportError when it cannot be run or has another Paddle."""
     code = "from importlib.metadata import version; print(version('paddlepaddle'))"
@@ -130,7 +148,10 @@ def check_interpreter(python: Path) -> None:
         raise ExportError(f"{python} cannot be run: {error.strerror or error}") from error
     found = done.stdout.strip() or "none"
     if found != PADDLE:
-        raise ExportError(f"paddle of {python} is {found}; expected {PADDLE}")
+        environment = Path(__file__).with_suffix(".txt")
+        raise ExportError(
+            f"paddle of {python} is {found}; expected {PADDLE}: install it with -r {environment}"
+        )
 
 
 def check_target(cosine: Mapping[str, float], target: float) -> None:
@@ -184,9 +205,10 @@ def main(text: str) -> None:
 def _save_float(job: Int8Job, stem: str) -> None:
     import paddle
 
-    from export.graphs import build, input_specs
     from paddle_recomp.checkpoint import open_checkpoint
     from paddle_recomp.compression.config import CompressionConfig
+
+    from .graphs import build, input_specs
 
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
     layer = build(job.graph, checkpoint, CompressionConfig(**job.config))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
-from export.shapes import dtype_of, shapes_of
 from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
+
+from .errors import ExportError
+from .shapes import dtype_of, shapes_of
 
 TOLERANCE = 1e-4
 """Largest difference of a float output, relative to the largest value of the array."""

@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from export.onnx_graph import OnnxGraph
-from export.scales import Range
+from .onnx_graph import OnnxGraph
+from .scales import Range
 
 _LEVELS, _WEIGHT_LEVELS = 255, 127
 """Of U8 from its lowest number on; of S8 to each side, so that zero needs no offset."""

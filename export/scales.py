@@ -16,7 +16,7 @@ from paddle_recomp.preprocess.files import read_json
 
 SCALES = "scales.json"
 """In an INT8 bundle."""
-_FORMAT = 1
+_FORMAT = 2
 
 Range = tuple[float, float]
 """The lowest and highest number that a scale has to reach; zero is in it."""
@@ -27,7 +27,7 @@ class Scales:
     """How the towers were quantised, and with what numbers."""
 
     kind: str
-    method: str
+    calibration: str
     ranges: Mapping[Graph, Mapping[str, Range]]
     """Of what each layer reads, by graph and layer; empty where they are measured at run time."""
     in_float: Mapping[Graph, tuple[str, ...]]
@@ -79,7 +79,7 @@ def read_scales(path: Path) -> Scales:
     try:
         return Scales(
             kind=str(content["kind"]),
-            method=str(content["method"]),
+            calibration=str(content["calibration"]),
             ranges={
                 graph: {layer: (float(low), float(high)) for layer, (low, high) in layers.items()}
                 for graph, layers in content["ranges"].items()

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from export.decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
-from export.errors import VerificationError
-from export.parity import mean_cosine, relative_difference
-from export.samples import load_pictures, load_questions
-from export.shapes import TRACED
 from paddle_recomp.backends.base import Backend, run_pipeline
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle, open_bundle
+from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
@@ -29,10 +22,15 @@ from paddle_recomp.errors import DeviceError, RecompWarning
 from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.loading import find_checkpoint, image_processor, projector_checksum
 
+from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
+from .errors import VerificationError
+from .parity import mean_cosine, relative_difference
+from .samples import load_pictures, load_questions
+from .shapes import TRACED
+
 BATCHES = (1, 3, 8)
 _SCATTER = 0.2
 """More than three times what the overlap of single pictures scatters around its mean."""
-FORMATS = {"difference": ".2e", "cosine": ".6f"}
 Arrays = dict[str, np.ndarray]
 
 
@@ -59,32 +57,9 @@ TOLERANCES = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison."""
-
-    batch: int
-    stage: str
-    """The graph, and whether it ran on the checkpoint's own outputs or on its own."""
-    name: str
-    measure: str
-    """`difference`, where less is better, or `agreement`, `cosine` or `overlap`, where more is."""
-    value: float
-    limit: float
-    runtime: str = ""
-    """What ran the bundle: `onnx fp32`, `paddle bf16`. Nothing did for its inputs."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the limit is kept; NaN never is."""
-        if self.measure == "difference":
-            return self.value <= self.limit
-        return self.value >= self.limit
-
-
 def verify_bundle(
     folder: Path, model: str | Path, clip: str | Path | None = None, images: Path | None = None
-) -> list[Row]:
+) -> list[Comparison]:
     """Runs both on the same pictures and questions, each image with another budget.
 
     Raises: BundleError, CheckpointError, VerificationError when the bundle is of another
@@ -98,7 +73,7 @@ def verify_bundle(
     prepare = [image_processor(checkpoint), bundle.image_processor]
     tokenizers = [ClipTokenizer.from_folder(d) for d in (checkpoint.clip_dir, bundle.clip_dir)]
     length = checkpoint.spec.text.max_positions
-    rows = []
+    stage, rows = "encoder" if "encoder" in bundle.graphs else "pipeline", []
     for batch in BATCHES:
         pictures, questions = load_pictures(images, batch), load_questions(batch)
         pixels, other_pixels = (processor(pictures) for processor in prepare)
@@ -114,7 +89,7 @@ def verify_bundle(
         for name, precision, backend in backends:
             rows += [
                 replace(row, runtime=f"{name} {precision}")
-                for row in compare_with(expected, backend, precision)
+                for row in compare_with(expected, backend, precision, stage)
             ]
     if bundle.decoder is not None:
         row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
@@ -144,9 +119,11 @@ def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, 
             warnings.warn(f"not compared: {error}", RecompWarning, stacklevel=2)
 
 
-def compare_with(expected: Arrays, other: Backend, precision: str) -> Iterator[Row]:
-    """Each graph by itself on the reference's inputs, then the fused one on its own; `expected`
-    is what `run_pipeline` gives for the reference."""
+def compare_with(
+    expected: Arrays, other: Backend, precision: str, stage: str
+) -> Iterator[Comparison]:
+    """Each graph by itself on the reference's inputs, then all of them on their own, which the rows
+    call `stage`; `expected` is what `run_pipeline` gives for the reference."""
     batch, limits = len(expected["pixel_values"]), TOLERANCES[precision]
     for graph in TRACED:
         found = other.run(graph, {name: expected[name] for name in INPUTS[graph]})
@@ -156,16 +133,14 @@ def compare_with(expected: Arrays, other: Backend, precision: str) -> Iterator[R
         for name in OUTPUTS[graph]:
             yield _compare_floats(batch, graph, name, expected[name], found[name], limits)
 
-    fused = other.run("encoder", {name: expected[name] for name in INPUTS["encoder"]})
+    whole = other.run("encoder", {name: expected[name] for name in INPUTS["encoder"]})
     if limits.cosine is not None and limits.overlap is not None:
-        overlap, cosine = compare_kept(expected, fused)
+        overlap, cosine = compare_kept(expected, whole)
         least = round(limits.overlap - _SCATTER / batch**0.5, 3)
-        yield Row(batch, "encoder", "token_index", "overlap", overlap, least)
-        yield Row(batch, "encoder", "visual_embeds", "cosine", cosine, limits.cosine)
+        yield Comparison(batch, stage, "token_index", "overlap", overlap, least)
+        yield Comparison(batch, stage, "visual_embeds", "cosine", cosine, limits.cosine)
         return
-    yield from _compare_tokens(
-        batch, "encoder", expected, fused, limits.agreement, limits.difference
-    )
+    yield from _compare_tokens(batch, stage, expected, whole, limits.agreement, limits.difference)
 
 
 def budgets(batch: int, size: int) -> np.ndarray:
@@ -207,16 +182,16 @@ def _compare_floats(
     expected: np.ndarray,
     found: np.ndarray,
     limits: Tolerance,
-) -> Row:
+) -> Comparison:
     if limits.cosine is None:
         return _difference(batch, stage, name, expected, found, limits.difference)
     value = mean_cosine(expected, found) if expected.shape == found.shape else 0.0
-    return Row(batch, stage, name, "cosine", value, limits.cosine)
+    return Comparison(batch, stage, name, "cosine", value, limits.cosine)
 
 
 def _compare_tokens(
     batch: int, stage: str, expected: Arrays, found: Arrays, agreement: float, difference: float
-) -> Iterator[Row]:
+) -> Iterator[Comparison]:
     for name in OUTPUTS["compress"]:
         if name != "visual_embeds":
             yield _agreement(batch, stage, name, expected[name], found[name], agreement)
@@ -230,18 +205,18 @@ def _compare_tokens(
     yield row if same.any() else replace(row, value=float("inf"))
 
 
-def _compare_decoder(checkpoint: Checkpoint, folder: Path, precision: str) -> Row:
+def _compare_decoder(checkpoint: Checkpoint, folder: Path, precision: str) -> Comparison:
     difference, cosine = compare_decoder(checkpoint, folder, precision)
     if precision in COSINES:
-        return Row(PROMPTS, "decoder", "logits", "cosine", cosine, COSINES[precision])
-    return Row(PROMPTS, "decoder", "logits", "difference", difference, DIFFERENCE)
+        return Comparison(PROMPTS, "decoder", "logits", "cosine", cosine, COSINES[precision])
+    return Comparison(PROMPTS, "decoder", "logits", "difference", difference, DIFFERENCE)
 
 
 def _difference(
     batch: int, stage: str, name: str, expected: np.ndarray, found: np.ndarray, limit: float
-) -> Row:
+) -> Comparison:
     value = relative_difference(expected, found) if expected.shape == found.shape else np.inf
-    return Row(batch, stage, name, "difference", float(value), limit)
+    return Comparison(batch, stage, name, "difference", float(value), limit)
 
 
 def _agreement(
@@ -251,7 +226,7 @@ def _agreement(
     expected: np.ndarray,
     found: np.ndarray,
     limit: float,
-) -> Row:
+) -> Comparison:
     """The share of equal numbers; where one batch is padded further than the other, the padding
     that only one has counts as different."""
     size = max(expected.size, found.size)
@@ -259,33 +234,4 @@ def _agreement(
         width = min(expected.shape[1], found.shape[1])
         expected, found = expected[:, :width], found[:, :width]
     equal = int((expected == found).sum()) if expected.shape == found.shape else 0
-    return Row(batch, stage, name, "agreement", equal / max(size, 1), limit)
-
-
-def print_table(console: Console, rows: list[Row]) -> None:
-    """Every comparison, one a line."""
-    table = Table("runtime", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
-    for row in rows:
-        table.add_row(
-            row.runtime,
-            str(row.batch),
-            row.stage,
-            row.name,
-            row.measure,
-            format(row.value, FORMATS.get(row.measure, ".4f")),
-            f"{row.limit:g}",
-            "ok" if row.passed else "FAILED",
-        )
-    console.print(table)
-
-
-def write_report(path: Path, rows: list[Row]) -> None:
-    """All comparisons as JSON. Raises: VerificationError when the file cannot be written."""
-    content = {
-        "passed": all(row.passed for row in rows),
-        "rows": [{**asdict(row), "passed": row.passed} for row in rows],
-    }
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise VerificationError(f"{path} cannot be written: {error.strerror or error}") from error
+    return Comparison(batch, stage, name, "agreement", equal / max(size, 1), limit)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import onnx
 
-from export.errors import ExportError
 from paddle_recomp.bundle import MANIFEST
 from paddle_recomp.errors import RecompError
+
+from .errors import ExportError
 
 _SINGLE_FILE = 1_900_000_000
 """Bytes of a graph from which its weights go into a second file: protobuf ends at 2 GB."""

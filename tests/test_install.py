@@ -23,7 +23,7 @@ HEAVY = ("paddle", "paddlenlp", "torch", "transformers", "onnx", "paddle2onnx")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources alone: a `build` folder of an older version would lend its files."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "paddle_recomp", folder / "paddle_recomp", ignore=ignored)

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto, helper
 
-from export.convert import OPSET
-from export.decoder.external import external_data
-from export.decoder.products import GraphWriter, Matrix, Precision, Product
-from export.decoder.rope import rope_tables
 from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
+
+from ..convert import OPSET
+from .external import external_data
+from .products import GraphWriter, Matrix, Precision, Product
+from .rope import rope_tables
 
 _HEAD_MULTIPLE = 16
 """What the width of a head must be a multiple of in GroupQueryAttention."""

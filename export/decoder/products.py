@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from onnx import NodeProto, helper
 
-from export.decoder.external import ExternalData
-from export.quantise import dynamic, eight_bits
+from ..quantise import dynamic, eight_bits
+from .external import ExternalData
 
 _CHUNK = 1 << 22
 """Elements of a weight that are in memory as float32 at one time, where its rows allow it."""

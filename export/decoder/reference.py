@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.decoder.rope import rope_tables
 from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
+
+from .rope import rope_tables
 
 
 def reference_logits(checkpoint: Checkpoint, embeds: np.ndarray) -> np.ndarray:

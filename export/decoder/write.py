@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from export.decoder.graph import decoder_inputs, decoder_outputs, head_width, write_graph
-from export.decoder.products import PRECISIONS
-from export.decoder.reference import reference_logits
-from export.errors import ExportError
-from export.parity import mean_cosine, relative_difference
 from paddle_recomp.bundle import DecoderInfo
 from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint
+
+from ..errors import ExportError
+from ..parity import mean_cosine, relative_difference
+from .graph import decoder_inputs, decoder_outputs, head_width, write_graph
+from .products import PRECISIONS
+from .reference import reference_logits
 
 GRAPH, EMBEDDING = "decoder.onnx", "embed_tokens.npy"
 PROMPTS, _PROMPT, _DECODED = 2, 24, 8

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from paddle_recomp.bundle.contract import INPUTS, PIPELINE, Graph
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, PIPELINE, Graph
 from paddle_recomp.errors import FeatureError
 
 
@@ -24,6 +24,12 @@ def run_pipeline(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, n
     for graph in PIPELINE:
         arrays |= backend.run(graph, {name: arrays[name] for name in INPUTS[graph]})
     return arrays
+
+
+def run_encoder(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the graph `encoder` gives, by the graphs that it is made of."""
+    arrays = run_pipeline(backend, inputs)
+    return {name: arrays[name] for name in OUTPUTS["encoder"]}
 
 
 def check_finite(arrays: dict[str, np.ndarray], suspect: str = "the weights") -> None:

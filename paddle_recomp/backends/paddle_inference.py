@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_recomp.backends.base import check_finite, run_pipeline
+from paddle_recomp.backends.base import check_finite, run_encoder
 from paddle_recomp.bundle import Bundle, PaddleInfo
 from paddle_recomp.bundle.contract import OUTPUTS, Graph
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, MissingDependencyError
@@ -78,7 +78,7 @@ class PaddleInferenceBackend:
 
     In bfloat16 and INT8 only the towers are: the compressor compares scores, which would round to
     ties. As Paddle cannot keep a part of a graph in float32, `encoder` then runs the other three,
-    one after the other. INT8 is experimental."""
+    one after the other, as it does where the bundle has none. INT8 is experimental."""
 
     def __init__(
         self,
@@ -120,10 +120,9 @@ class PaddleInferenceBackend:
         """See `Backend.run`. Threads that run the same graph take turns.
 
         Raises: FeatureError when what comes out is not finite; BundleError for a broken graph."""
-        if graph == "encoder" and self.precision != "fp32":
-            arrays = run_pipeline(self, inputs)
-            return {name: arrays[name] for name in OUTPUTS[graph]}
-        arrays = self._predictor(graph).run(inputs, self.bundle.graphs[graph].outputs)
+        if graph == "encoder" and (self.precision != "fp32" or graph not in self.files.graphs):
+            return run_encoder(self, inputs)
+        arrays = self._predictor(graph).run(inputs, OUTPUTS[graph])
         check_finite(arrays)
         return arrays
 

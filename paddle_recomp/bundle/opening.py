@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, PIPELINE, Graph
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.errors import (
     BundleError,
@@ -287,7 +287,7 @@ def _graphs(
     path: Path, fields: Mapping[str, Any], files: Mapping[str, FileInfo]
 ) -> dict[Graph, GraphInfo]:
     graphs: dict[Graph, GraphInfo] = {}
-    for name in INPUTS:
+    for name in _present(fields):
         about = _field(path, fields, name, dict)
         file = _field(path, about, "file", str)
         if file not in files:
@@ -303,6 +303,12 @@ def _graphs(
                 )
         graphs[name] = GraphInfo(file, found["inputs"], found["outputs"])
     return graphs
+
+
+def _present(fields: Any) -> tuple[Graph, ...]:
+    """The graphs that have to be there, and the fused one where it is."""
+    fused = isinstance(fields, dict) and "encoder" in fields
+    return tuple(INPUTS) if fused else PIPELINE
 
 
 def _decoder(
@@ -351,7 +357,7 @@ def _paddle(
         section = _field(path, about, "int8", dict)
         int8 = _paddle_graphs(path, section, ("vision", "text"), files)
     return PaddleInfo(
-        graphs=_paddle_graphs(path, about, tuple(INPUTS), files),
+        graphs=_paddle_graphs(path, about, _present(about.get("graphs")), files),
         int8=int8,
         precisions=tuple(name for name in PADDLE_PRECISIONS if name in precisions),
     )

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from rich.console import Console
@@ -47,41 +47,44 @@ def _refuse(name: str, message: str) -> int:
     return 2
 
 
-@contextmanager
-def loading_bar(console: Console, name: str) -> Iterator[Any]:
-    """A progress bar over the bytes of a checkpoint, once loading takes longer than a second."""
-    bar = Progress(
-        TextColumn(f"loading {name}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    start, task = time.monotonic(), bar.add_task("", total=None)
+class OnProgress(Protocol):
+    """What long work reports to: how much of how much is done, and what is being done now."""
 
-    def on_progress(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        late = time.monotonic() - start > 1
+    def __call__(self, done: int, total: int, title: str | None = None) -> None:
+        """`title` None leaves the words as they are."""
+        ...
+
+
+@contextmanager
+def progress_bar(
+    console: Console, title: str, *, of_bytes: bool = False, delay: float = 0.0
+) -> Iterator[OnProgress]:
+    """A progress bar on a terminal, gone when the block ends; it shows up with the first report
+    after `delay` seconds, so that work which is soon done shows none."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn() if of_bytes else MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    bar = Progress(*columns, console=console, transient=True)
+    start, task = time.monotonic(), bar.add_task(title, total=None)
+
+    def show() -> None:
+        late = time.monotonic() - start >= delay
         if late and console.is_terminal and not bar.live.is_started:
             bar.start()
 
+    def on_progress(done: int, total: int, title: str | None = None) -> None:
+        bar.update(task, description=title, completed=done, total=total)
+        show()
+
+    show()
     try:
         yield on_progress
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-@contextmanager
-def measuring_bar(console: Console) -> Iterator[Any]:
-    """A progress bar over the answers of a measurement."""
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The demonstration: the embedded model answers questions about the pictures that ship with it."""
+"""The command `demo`: the embedded model answers questions about the pictures that ship with it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
+from paddle_recomp.commands.options import (
+    BudgetOptions,
+    DeviceOption,
+    LlmOption,
+    ModelOption,
+    loading_bar,
+    with_options,
+)
 from paddle_recomp.commands.reports import STEPS, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.explain import draw_answer
@@ -29,6 +40,27 @@ class DemoQuestion:
     picture: Path
     question: str
     expected: str
+
+
+@with_options
+def demo(
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder for the overlays.")
+    ] = Path("build/overlays"),
+    model: ModelOption = "demo",
+    llm: LlmOption = None,
+    budget: BudgetOptions,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Ask the embedded model questions about the pictures that ship with it."""
+    from paddle_recomp.vlm.loading import load
+
+    wanted, console = budget.build(), Console(highlight=False)
+    with quiet_paddle(), warnings_as_lines():
+        with loading_bar(Console(stderr=True), model) as on_progress:
+            vlm = load(model, None, None, device, on_progress, llm)
+        run_demo(vlm, wanted, output, console)
 
 
 def demo_pictures() -> dict[Path, list[DemoQuestion]]:

@@ -15,7 +15,7 @@ from paddle_recomp.commands.chat.commands import (
     parse_budget,
     parse_line,
 )
-from paddle_recomp.commands.console import measuring_bar
+from paddle_recomp.commands.console import progress_bar
 from paddle_recomp.commands.reports import cost_lines, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, RecompError
@@ -108,7 +108,7 @@ class ChatSession:
     def _set_budget(self, budget: TokenBudget) -> None:
         """A time needs to be known of the machine, which no question shall wait for."""
         if budget.ttft_ms is not None:
-            with measuring_bar(self._console) as on_step:
+            with progress_bar(self._console, "measuring") as on_step:
                 self._vlm.latency(on_step)
         self._budget = budget
 

@@ -1,0 +1,191 @@
+"""The steps of an export. Each writes one thing into the bundle's folder, and what a reader has to
+know of it into the manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.vlm.loading import image_processor
+
+from .accuracy import Outcome, describe_outcome, quantise_towers, scales_of
+from .calibration import Quantisation, Samples, load_samples
+from .convert import Job, convert
+from .decoder.write import describe_decoder, write_decoder
+from .errors import ExportError
+from .fuse import fuse
+from .manifest import (
+    decoder_metadata,
+    describe_paddle,
+    describe_paddle_int8,
+    describe_quantisation,
+    metadata_of,
+    write_manifest,
+)
+from .paddle_int8 import quantise_for_paddle
+from .plan import ExportPlan
+from .scales import SCALES, write_scales
+from .shapes import TRACED
+
+SMALL_FILES = {
+    "clip": (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "preprocessor_config.json",
+    ),
+    "llm": (
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "generation_config.json",
+        "chat_template.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+    ),
+}
+"""Copied as they are, where the checkpoint has them."""
+
+
+@dataclass
+class Work:
+    """An export under way: what is fixed, and what the steps have found out so far."""
+
+    plan: ExportPlan
+    checkpoint: Checkpoint
+    folder: Path
+    """Takes the place of the bundle when all steps are done."""
+    manifest: dict[str, Any]
+    samples: Samples | None = None
+    outcome: Outcome | None = None
+    """Of INT8 towers."""
+
+    @property
+    def quantisation(self) -> Quantisation:
+        """How the towers become INT8."""
+        return self.plan.quantisation or Quantisation()
+
+    def job(self, graph: Graph, *, onnx: bool = True) -> Job:
+        """The conversion of a graph, to Paddle Inference where the plan asks for it."""
+        return Job(
+            graph=graph,
+            model_dir=str(self.checkpoint.model_dir),
+            clip_dir=str(self.checkpoint.clip_dir),
+            config=self.plan.config.as_dict(),
+            operators=self.plan.operators,
+            metadata=metadata_of(self.manifest, graph) if onnx else {},
+            output=str(self.folder / f"{graph}.onnx") if onnx else None,
+            paddle=str(self.folder / "paddle" / graph) if self.plan.paddle else None,
+        )
+
+
+class Step(NamedTuple):
+    """A step of an export, by the name that its user reads."""
+
+    name: str
+    run: Callable[[Work], None]
+
+
+def steps_of(plan: ExportPlan) -> list[Step]:
+    """What a plan asks for, in the order in which it is done: a file that is made of others comes
+    after them."""
+    int8 = plan.precision == "int8"
+    chosen = [
+        (Step("samples", read_samples), plan.quantised),
+        *((Step(graph, partial(convert_graph, graph)), True) for graph in TRACED),
+        (Step("int8", quantise), int8),
+        (Step("encoder", fuse_encoder), plan.fused),
+        (Step("paddle encoder", convert_paddle_encoder), plan.paddle and plan.fused),
+        (Step("paddle int8", quantise_paddle), plan.paddle_int8 is not None),
+        (Step("decoder", convert_decoder), plan.decoder_precision is not None),
+        (Step("files", finish), True),
+    ]
+    return [step for step, wanted in chosen if wanted]
+
+
+def read_samples(work: Work) -> None:
+    """Pictures and questions to calibrate and to measure on."""
+    tokenizer = ClipTokenizer.from_folder(work.checkpoint.clip_dir)
+    positions = work.checkpoint.spec.text.max_positions
+    processor = image_processor(work.checkpoint)
+    work.samples = load_samples(work.quantisation, processor, tokenizer, positions)
+    if work.plan.precision == "int8":
+        work.manifest["quantisation"] = describe_quantisation(work.quantisation, work.samples)
+
+
+def convert_graph(graph: Graph, work: Work) -> None:
+    """GRAPH.onnx in float, and with --paddle the files of Paddle Inference."""
+    if work.plan.paddle:
+        (work.folder / "paddle").mkdir(exist_ok=True)
+        work.manifest.setdefault("paddle", describe_paddle(work.plan.fused))
+    convert(work.job(graph))
+
+
+def quantise(work: Work) -> None:
+    """Makes vision.onnx and text.onnx INT8, and writes the scales.json of that."""
+    samples = _read(work)
+    work.outcome = quantise_towers(work.folder, work.quantisation, samples, work.plan.ranked)
+    work.manifest["quantised"] = describe_outcome(work.outcome)
+    scales = scales_of(work.outcome, work.quantisation)
+    write_scales(work.folder / SCALES, scales, samples.description)
+
+
+def fuse_encoder(work: Work) -> None:
+    """encoder.onnx, of the graphs that are there."""
+    fuse(work.folder, work.checkpoint.spec, metadata_of(work.manifest, "encoder"))
+
+
+def convert_paddle_encoder(work: Work) -> None:
+    """The fused graph for Paddle Inference, which is traced as a whole."""
+    convert(work.job("encoder", onnx=False))
+
+
+def quantise_paddle(work: Work) -> None:
+    """The towers of Paddle Inference in INT8."""
+    samples, python = _read(work), work.plan.paddle_int8
+    assert python is not None
+    job, target = work.job("vision", onnx=False), work.quantisation.target_cosine
+    kept = quantise_for_paddle(work.folder, job, samples, python, target)
+    work.manifest["paddle"]["precisions"].append("int8")
+    work.manifest["paddle"]["int8"] = describe_paddle_int8(kept, samples)
+
+
+def convert_decoder(work: Work) -> None:
+    """The language model's decoder."""
+    precision = work.plan.decoder_precision
+    assert precision is not None
+    work.manifest["decoder"] = describe_decoder(work.checkpoint, precision)
+    write_decoder(work.checkpoint, work.folder, precision, decoder_metadata(work.manifest))
+
+
+def finish(work: Work) -> None:
+    """The small files, and recomp.json over all of them."""
+    copy_small_files(work.checkpoint, work.folder)
+    write_manifest(work.folder, work.manifest)
+
+
+def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """The tokenizers and the preparation of pictures. Raises: ExportError."""
+    for part, source in (("clip", checkpoint.clip_dir), ("llm", checkpoint.model_dir)):
+        (folder / part).mkdir()
+        for name in SMALL_FILES[part]:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / part / name)
+        if not any((folder / part).iterdir()):
+            raise ExportError(f"{source} has no tokenizer to copy")
+
+
+def _read(work: Work) -> Samples:
+    assert work.samples is not None, "a plan that quantises reads samples first"
+    return work.samples

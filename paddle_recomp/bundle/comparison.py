@@ -1,0 +1,29 @@
+"""One comparison of what a bundle computes with what it should compute, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A number that was measured, and the limit that it has to keep."""
+
+    batch: int
+    stage: str
+    """The graph, or what was compared in its place: `inputs`, `pipeline`, `decoder`."""
+    name: str
+    """The array."""
+    measure: str
+    """`difference`, where less is better, or `agreement`, `cosine` or `overlap`, where more is."""
+    value: float
+    limit: float
+    runtime: str = ""
+    """What ran the bundle: `onnx fp32`, `paddle bf16`. Nothing did for its inputs."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit is kept; NaN never is."""
+        if self.measure == "difference":
+            return self.value <= self.limit
+        return self.value >= self.limit

@@ -1,0 +1,73 @@
+"""The command `ask`: one question, one answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+from rich.console import Console
+
+from paddle_recomp.commands.console import progress_bar, quiet_paddle, warnings_as_lines
+from paddle_recomp.commands.options import (
+    AnswerOptions,
+    ImagesArgument,
+    JsonOption,
+    QuestionArgument,
+    with_options,
+)
+from paddle_recomp.commands.reports import answer_dict, print_answer, working
+from paddle_recomp.errors import ConfigError
+from paddle_recomp.explain import save_answer
+from paddle_recomp.preprocess import check_question, load_image
+from paddle_recomp.vlm.feature_cache import FeatureCache
+
+
+@with_options
+def ask(
+    images: ImagesArgument,
+    question: QuestionArgument,
+    options: AnswerOptions,
+    overlay: Annotated[
+        Path | None, typer.Option("--overlay", help="Draw what was kept into this PNG file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer QUESTION about one IMAGE, several, or none."""
+    budget, generation = options.budget.build(), options.generation.build()
+    pictures = check_inputs(images, question, overlay)
+    console = Console(stderr=True)
+    features = None if options.cache is None else FeatureCache(folder=options.cache)
+    with quiet_paddle(), warnings_as_lines() as seen_warnings:
+        vlm = options.load(console, features)
+        if budget.ttft_ms is not None:
+            with progress_bar(console, "measuring") as on_step:
+                vlm.latency(on_step)
+        with working(console, "answering"):
+            answer = vlm.ask(images, question, budget, generation)
+    if as_json:
+        typer.echo(json.dumps(answer_dict(images, question, answer, seen_warnings), indent=2))
+    else:
+        print_answer(Console(highlight=False), answer)
+    if overlay is not None:
+        processor = vlm.encoder.image_processor
+        kept = answer.compressed, answer.stages
+        save_answer(overlay, pictures, *kept, processor, question, answer.text)
+
+
+def check_inputs(images: Sequence[Path], question: str, output: Path | None) -> list[Image.Image]:
+    """The pictures. Everything that can be refused before a model is loaded is refused here.
+
+    Raises: ConfigError; ImageError."""
+    if not images and Path(question).is_file():
+        raise ConfigError(f"there is no question, only the file {question}")
+    if not images and output is not None:
+        raise ConfigError(f"{output}: there is no picture to draw on")
+    check_question(question, len(images))
+    pictures = [load_image(image) for image in images]
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
+    return pictures

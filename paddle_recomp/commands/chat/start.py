@@ -1,0 +1,34 @@
+"""The command `chat`: questions and commands, line by line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
+from paddle_recomp.commands.options import AnswerOptions, ImagesArgument, with_options
+from paddle_recomp.preprocess import load_image
+from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
+from paddle_recomp.vlm.feature_cache import FeatureCache
+
+
+@with_options
+def chat(
+    images: ImagesArgument,
+    options: AnswerOptions,
+    mode: Annotated[str, typer.Option("--mode", help="append, recompress or keep.")] = DEFAULT_MODE,
+) -> None:
+    """Talk about one IMAGE, several, or none: questions and commands, line by line (`/help`)."""
+    from paddle_recomp.commands.chat.session import ChatSession
+    from paddle_recomp.commands.chat.terminal import run
+
+    budget, generation = options.budget.build(), options.generation.build()
+    check_mode(mode)
+    for image in images:
+        load_image(image)
+    features = FeatureCache(folder=options.cache)
+    with quiet_paddle(), warnings_as_lines():
+        vlm = options.load(Console(stderr=True), features)
+        run(ChatSession(vlm, Console(), images, mode, budget, generation))

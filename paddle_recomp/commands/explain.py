@@ -1,0 +1,64 @@
+"""The command `explain`: which patches are kept for a question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from paddle_recomp.commands.ask import check_inputs
+from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
+from paddle_recomp.commands.options import (
+    BudgetOptions,
+    ClipOption,
+    CompressionOptions,
+    ImagesArgument,
+    ModelOption,
+    QuestionArgument,
+    RuntimeOptions,
+    with_options,
+)
+from paddle_recomp.commands.reports import working
+from paddle_recomp.errors import ConfigError
+from paddle_recomp.explain import save_answer
+
+
+@with_options
+def explain(
+    images: ImagesArgument,
+    question: QuestionArgument,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path(
+        "explain.png"
+    ),
+    model: ModelOption = "demo",
+    clip: ClipOption = None,
+    compression: CompressionOptions,
+    budget: BudgetOptions,
+    runtime: RuntimeOptions,
+) -> None:
+    """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
+    from paddle_recomp.vlm.loading import find, load_encoder
+
+    config, wanted = compression.build(), budget.build()
+    if not images:
+        raise ConfigError("there is no picture to explain; expected IMAGE and QUESTION")
+    pictures = check_inputs(images, question, output)
+    console = Console(stderr=True)
+    with quiet_paddle(), warnings_as_lines():
+        with working(console, f"loading {model}"):
+            found = find(model, clip)
+            encoder = load_encoder(
+                found,
+                config,
+                runtime.device,
+                backend=runtime.backend,
+                precision=runtime.precision,
+            )
+        with working(console, "compressing"):
+            (prompt,) = encoder.compress([encoder.see(images)], [question], wanted)
+    processor = encoder.image_processor
+    save_answer(output, pictures, prompt.compressed, encoder.stages, processor, question)
+    typer.echo(output)

@@ -1,0 +1,26 @@
+"""The command `info`: what a folder holds."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from paddle_recomp.bundle import Bundle
+from paddle_recomp.commands.options import ClipOption, JsonOption, ModelArgument
+from paddle_recomp.commands.reports import print_bundle, print_checkpoint
+
+
+def info(
+    model: ModelArgument = "demo",
+    clip: ClipOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a checkpoint or a bundle holds, after checking every key, shape and checksum.
+    Needs no paddle."""
+    from paddle_recomp.vlm.loading import find
+
+    found, console = find(model, clip), Console(highlight=False)
+    if isinstance(found, Bundle):
+        found.verify()
+        print_bundle(console, found, as_json)
+    else:
+        print_checkpoint(console, found, as_json)

@@ -1,0 +1,108 @@
+"""The command `verify`: whether a bundle computes what it should."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
+from paddle_recomp.commands.export_tools import export_required
+from paddle_recomp.commands.options import ClipOption
+from paddle_recomp.errors import ConfigError
+
+Compare = Callable[[Path, str, Path | None, Path | None], list[Comparison]]
+"""A bundle, its checkpoint, the CLIP of that and a folder of pictures -> all comparisons."""
+
+FORMATS = {"difference": ".2e", "cosine": ".6f"}
+
+
+def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
+    """Adds the command to `app`. `load` imports what compares a bundle with its checkpoint, and is
+    called only where a checkpoint is named."""
+
+    @app.command()
+    def verify(
+        bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+        model: Annotated[
+            str | None,
+            typer.Option(
+                "--model",
+                help="The checkpoint folder to compare with, or `demo`; needs the extras paddle "
+                "and export.",
+            ),
+        ] = None,
+        clip: ClipOption = None,
+        pictures: Annotated[
+            Path | None, typer.Option("--images", help="A folder of pictures to compare on.")
+        ] = None,
+        report: Annotated[
+            Path | None, typer.Option("--json", help="Write the comparison into this file.")
+        ] = None,
+        quiet: Annotated[bool, typer.Option("--quiet", help="Print what is broken alone.")] = False,
+    ) -> None:
+        """Compare BUNDLE with its checkpoint, stage by stage and token by token."""
+        with quiet_paddle(), warnings_as_lines():
+            if model is None:
+                rows = replay(bundle)
+            else:
+                with export_required():
+                    rows = load()(bundle, model, clip, pictures)
+        _report(bundle, rows, report, quiet)
+
+
+def replay(bundle: Path) -> list[Comparison]:
+    """What the golden cases of a bundle say, without its checkpoint."""
+    raise ConfigError(
+        f"{bundle}: golden cases are not replayed yet; name the checkpoint to compare with "
+        "(--model DIR)"
+    )
+
+
+def _report(bundle: Path, rows: Sequence[Comparison], report: Path | None, quiet: bool) -> None:
+    """Prints and writes what was found. Raises: typer.Exit with code 1 where a limit is broken."""
+    broken = [row for row in rows if not row.passed]
+    if shown := broken if quiet else rows:
+        print_table(Console(highlight=False), shown)
+    if report is not None:
+        write_report(report, rows)
+    typer.echo(f"{bundle}: {len(rows) - len(broken)} of {len(rows)} comparisons passed")
+    if broken:
+        typer.echo(f"{len(broken)} of {len(rows)} comparisons exceed their tolerance", err=True)
+        raise typer.Exit(1)
+
+
+def print_table(console: Console, rows: Sequence[Comparison]) -> None:
+    """Every comparison, one a line."""
+    table = Table("runtime", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
+    for row in rows:
+        table.add_row(
+            row.runtime,
+            str(row.batch),
+            row.stage,
+            row.name,
+            row.measure,
+            format(row.value, FORMATS.get(row.measure, ".4f")),
+            f"{row.limit:g}",
+            "ok" if row.passed else "FAILED",
+        )
+    console.print(table)
+
+
+def write_report(path: Path, rows: Sequence[Comparison]) -> None:
+    """All comparisons as JSON. Raises: ConfigError when the file cannot be written."""
+    content = {
+        "passed": all(row.passed for row in rows),
+        "rows": [{**asdict(row), "passed": row.passed} for row in rows],
+    }
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
