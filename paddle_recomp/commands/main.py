@@ -17,6 +17,7 @@ from paddle_recomp.commands.demo import demo
 from paddle_recomp.commands.explain import explain
 from paddle_recomp.commands.export_tools import FORWARDED, export, find_tool
 from paddle_recomp.commands.info import info
+from paddle_recomp.commands.methods import methods
 from paddle_recomp.commands.verify import add_verify
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for command in (ask, chat, explain, info, demo, bench):
+for command in (ask, chat, explain, info, methods, demo, bench):
     app.command()(command)
 app.command(context_settings=FORWARDED)(export)
 add_verify(app, lambda: find_tool("verify"))

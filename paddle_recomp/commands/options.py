@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 
 from paddle_recomp.commands.console import OnProgress, progress_bar
-from paddle_recomp.compression.config import CompressionConfig, preset
-from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.compression.config import DEFAULT_PRESET, PRESETS, CompressionConfig, preset
+from paddle_recomp.compression.registry import METHODS
+from paddle_recomp.config import GenerationConfig, TokenBudget, listing
 from paddle_recomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,11 +115,11 @@ class CompressionOptions:
     preset_name: Annotated[
         str | None,
         typer.Option(
-            "--preset", help="corrected (the paper's words, default) or faithful (its code)."
+            "--preset", help=f"Named options: {listing(PRESETS)}; default: {DEFAULT_PRESET}."
         ),
     ] = None
     method: Annotated[
-        str | None, typer.Option("--method", help="recoverable, visual, random or uniform.")
+        str | None, typer.Option("--method", help=f"{listing(METHODS)}; see `recomp methods`.")
     ] = None
     switches: Annotated[
         list[str] | None,
@@ -131,7 +132,7 @@ class CompressionOptions:
         Raises: ConfigError for an unknown preset, method, switch or value."""
         if self.preset_name is None and self.method is None and not self.switches:
             return None
-        config = preset(self.preset_name or "corrected")
+        config = preset(self.preset_name or DEFAULT_PRESET)
         options: dict[str, Any] = {} if self.method is None else {"method": self.method}
         for switch in self.switches or []:
             key, equals, value = switch.partition("=")
