@@ -18,6 +18,7 @@ FLOORS = (
     "errors",
     "types",
     "config",
+    "json_files",
     "preprocess",
     "checkpoint",
     "bundle",

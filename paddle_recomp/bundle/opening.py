@@ -16,12 +16,10 @@ from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.errors import (
     BundleError,
     BundleNotFoundError,
-    CheckpointError,
-    CheckpointNotFoundError,
     ConfigError,
 )
+from paddle_recomp.json_files import read_json
 from paddle_recomp.preprocess import ImageProcessor
-from paddle_recomp.preprocess.files import read_json
 
 MANIFEST = "recomp.json"
 FORMAT = 1
@@ -154,7 +152,9 @@ def open_bundle(folder: Path) -> Bundle:
     newer format, a precision that cannot be run here, or anything else that is not as it should
     be."""
     path = folder / MANIFEST
-    manifest = _read(path)
+    if not path.is_file():
+        raise BundleNotFoundError(f"there is no {path}: not a bundle")
+    manifest = read_json(path, BundleError, BundleNotFoundError)
     version = _field(path, manifest, "format", int)
     if version > FORMAT:
         raise BundleError(
@@ -220,15 +220,6 @@ def check_name(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         raise BundleError(f"{path} names the file {name!r}, which is not inside the bundle")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except CheckpointNotFoundError as error:
-        raise BundleNotFoundError(f"{error}: not a bundle") from None
-    except CheckpointError as error:
-        raise BundleError(str(error)) from error
 
 
 def _field(path: Path, fields: Mapping[str, Any], key: str, kind: type[_T]) -> _T:

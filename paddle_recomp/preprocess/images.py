@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from paddle_recomp.errors import CheckpointError, ImageError, ImageNotFoundError
-from paddle_recomp.preprocess.files import number_of, read_json
+from paddle_recomp.json_files import number_of, read_json
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
 Box: TypeAlias = tuple[float, float, float, float]

@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from paddle_recomp.json_files import read_json
 from paddle_recomp.preprocess import sentencepiece
 from paddle_recomp.preprocess.chat_template import IMAGE_PLACEHOLDER
-from paddle_recomp.preprocess.files import read_json
 
 IMAGE_TOKEN = -200
 """Stands among the ids where the visual tokens go (LLaVA's IMAGE_TOKEN_INDEX)."""
