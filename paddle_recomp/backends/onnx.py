@@ -59,9 +59,10 @@ class OnnxBackend:
         DeviceError when a provider does not start."""
         if graph == "encoder" and graph not in self.bundle.graphs:
             return run_encoder(self, inputs)
-        names = self.bundle.graphs[graph].outputs
-        values = self._session(graph).run(list(names), inputs)
-        arrays = dict(zip(names, values, strict=True))
+        about = self.bundle.graphs[graph]
+        wanted = {name: inputs[name] for name in about.inputs}
+        values = self._session(graph).run(list(about.outputs), wanted)
+        arrays = dict(zip(about.outputs, values, strict=True))
         check_finite(arrays)
         return arrays
 
@@ -73,10 +74,11 @@ class OnnxBackend:
             return self._sessions[graph]
 
     def _open(self, graph: Graph) -> Any:
-        file = self.bundle.graphs[graph].file
-        # Also the file of external data that a graph over 2 GB has beside it.
-        self.bundle.verify(file)
+        about = self.bundle.graphs[graph]
+        self.bundle.verify(about.files)
         # The compressor compares scores that differ by less than a step of bfloat16, and
         # OpenVINO 2025.4 reads the INT8 table of words wrongly in it.
         precision = self.precision if graph == "vision" else None
-        return open_session(self.bundle.folder / file, self.providers, self.threads, precision)
+        return open_session(
+            self.bundle.folder / about.file, self.providers, self.threads, precision
+        )

@@ -96,17 +96,26 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
     summary = {
         "bundle": str(bundle.folder),
         "precision": bundle.precision,
-        "method": bundle.config.method,
+        "method": bundle.method,
+        "compressors": ", ".join(bundle.compressors),
         "patches": bundle.num_patches,
-        "chat_template": bundle.template,
+        "prompt": render(bundle.template, [Turn("…", images=1)]),
         "language_model": bundle.language_model.name,
         "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }
     if bundle.paddle is not None:
         summary["paddle_inference"] = ", ".join(bundle.paddle.precisions)
-    sizes = {name: info.num_bytes for name, info in bundle.files.items()}
+    summary["golden_cases"] = (
+        "none" if bundle.golden is None else str(len(read_golden(bundle).cases))
+    )
+    sizes = {**bundle.sizes, **golden_sizes(bundle)}
     if as_json:
-        details = {"files": sizes, "compression": bundle.config.as_dict()}
+        details = {
+            "files": sizes,
+            "towers": dict(bundle.towers),
+            "options": dict(bundle.options),
+            "stages": [asdict(stage) for stage in bundle.stages],
+        }
         console.print_json(json.dumps({**summary, **details}))
         return
     for name, value in summary.items():

@@ -3,8 +3,10 @@
 from paddle_recomp.preprocess.chat_template import (
     IMAGE_PLACEHOLDER,
     TEMPLATES,
+    ChatTemplate,
     Turn,
     check_question,
+    clip_text,
     first_line,
     render,
     spoken,
@@ -22,6 +24,7 @@ from paddle_recomp.preprocess.tokenizers import (
     ClipTokenizer,
     LanguageTokenizer,
     StreamDecoder,
+    load_tokenizer,
 )
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "IMAGE_TOKEN",
     "TEMPLATES",
     "Box",
+    "ChatTemplate",
     "ClipTokenizer",
     "ImageProcessor",
     "ImageSource",
@@ -36,9 +40,11 @@ __all__ = [
     "StreamDecoder",
     "Turn",
     "check_question",
+    "clip_text",
     "crop_box",
     "first_line",
     "load_image",
+    "load_tokenizer",
     "render",
     "spoken",
     "without_images",

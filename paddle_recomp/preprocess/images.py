@@ -67,6 +67,17 @@ class ImageProcessor:
     aspect: Literal["crop", "pad"] = "crop"
     """Cut off what is beyond the centre square, or first pad to a square (LLaVA's `pad`)."""
     rescale: float = 1 / 255
+    pad_colour: tuple[int, int, int] | None = None
+    """Around a padded picture; None: the mean, as LLaVA has it."""
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour around a padded picture."""
+        if self.pad_colour is not None:
+            return self.pad_colour
+        # Truncated, not rounded: LLaVA's own background.
+        red, green, blue = (int(channel * 255) for channel in self.mean)
+        return red, green, blue
 
     @classmethod
     def from_folder(
@@ -133,9 +144,7 @@ class ImageProcessor:
         if width == height:
             return image
         _check_work(image.size, side * side)
-        # Truncated, not rounded: LLaVA's own background.
-        background = tuple(int(channel * 255) for channel in self.mean)
-        square = Image.new("RGB", (side, side), background)
+        square = Image.new("RGB", (side, side), self.background)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
 

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import QuestionError, RecompWarning
 from paddle_recomp.preprocess import (
     Box,
+    ChatTemplate,
     ClipTokenizer,
     ImageProcessor,
     Turn,
@@ -83,17 +84,17 @@ class ImageEncoder:
         image_processor: ImageProcessor,
         tokenizer: ClipTokenizer,
         question_positions: int,
-        template: str,
-        config: CompressionConfig,
+        template: ChatTemplate,
+        question_source: Literal["question", "prompt_first_line"],
         stages: tuple[StageInfo, ...],
     ) -> None:
-        """`question_positions` is what CLIP's text tower takes, `template` names the prompt."""
+        """`question_positions` is what CLIP's text tower takes, `template` gives the prompt."""
         self.backend = backend
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.question_positions = question_positions
         self.template = template
-        self.config = config
+        self.question_source = question_source
         self.stages = stages
 
     def see(self, images: Sequence[ImageLike]) -> list[SeenImage]:
@@ -189,7 +190,7 @@ class ImageEncoder:
     def _text_embeds(self, questions: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
         """What CLIP makes of what it is given to read: [B, P]."""
         texts = [without_images(question) for question in questions]
-        if self.config.towers.question_source == "prompt_first_line":
+        if self.question_source == "prompt_first_line":
             texts = [first_line(prompt) for prompt in prompts]
         ids, truncated = self.tokenizer.encode(texts, self.question_positions)
         if any(truncated):

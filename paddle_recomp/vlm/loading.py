@@ -16,9 +16,8 @@ from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import PIPELINE
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
-from paddle_recomp.compression.registry import get_method
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
-from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
+from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, ImageProcessor, LanguageTokenizer
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.front_end import ImageEncoder
@@ -130,21 +129,22 @@ def load(
         )
         from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
 
-        total = sum(found.files[name].num_bytes for name in decoder_files(found))
+        total = sum(found.sizes[name] for name in decoder_files(found))
         # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
         provider = "cpu" if backend == "paddle" or device == "openvino" else device
         decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
-        words = LanguageTokenizer.from_folder(found.llm_dir)
+        words = found.language_tokenizer()
         return VLM(encoder, decoder, words, _latency_file(found, device, backend, precision))
     if isinstance(found, Bundle):
         parts: tuple[str, ...] = PARTS[-1:]
         checkpoint = _language_checkpoint(found, llm, clip)
         # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
-        llm_dir, llm_device = found.llm_dir, "cpu"
+        words, llm_device = found.language_tokenizer(), "cpu"
     else:
         if llm is not None:
             raise ConfigError(f"{model} is a checkpoint and has its own language model")
-        parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
+        parts, checkpoint, llm_device = PARTS, found, device
+        words = LanguageTokenizer.from_folder(found.model_dir)
     total = sum(checkpoint.num_bytes(part) for part in parts)
     encoder = load_encoder(found, config, device, on_bytes, backend, precision, cache)
     with _paddle_required():
@@ -152,7 +152,7 @@ def load(
     return VLM(
         encoder,
         PaddleLlama(checkpoint, llm_device, on_bytes),
-        LanguageTokenizer.from_folder(llm_dir),
+        words,
         _latency_file(found, device, backend, precision),
     )
 
@@ -175,8 +175,7 @@ def _tower_checksum(model: Checkpoint | Bundle) -> str:
     stands in front of the language model: they were exported together."""
     if isinstance(model, Checkpoint):
         return _part_checksum(model, "vision_tower")
-    decoder = () if model.decoder is None else (model.decoder.file, model.decoder.embed_tokens)
-    files = sorted((n, i.sha256) for n, i in model.files.items() if not n.startswith(decoder))
+    files = [model.checksums[name] for name in model.graphs["vision"].files]
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
@@ -186,7 +185,7 @@ def _latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
     if isinstance(model, Checkpoint):
         about: object = asdict(model.spec)
     else:
-        about = sorted((name, info.sha256) for name, info in model.files.items())
+        about = sorted(model.checksums.items())
     digest = hashlib.sha256(repr((about, run_by, this_machine())).encode()).hexdigest()
     return platformdirs.user_cache_path("paddle_recomp") / "latency" / f"{digest[:32]}.json"
 
@@ -219,28 +218,34 @@ def _bundle_encoder(
     backend: str,
     precision: str | None,
 ) -> ImageEncoder:
-    if config is not None and config != bundle.config:
-        exported, asked = bundle.config.as_dict(), config.as_dict()
-        name = next(name for name in asked if asked[name] != exported.get(name))
+    if config is not None:
+        _check_config(bundle, config)
+    runs = _bundle_backend(bundle, device, backend, precision)
+    return ImageEncoder(
+        backend=runs,
+        image_processor=bundle.image_processor,
+        tokenizer=bundle.clip_tokenizer(),
+        question_positions=bundle.question_positions,
+        template=bundle.template,
+        question_source=bundle.question_source,
+        stages=bundle.stages,
+    )
+
+
+def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
+    """Raises: ConfigError where a bundle was exported with another configuration. An option that is
+    younger than the bundle had its default then."""
+    exported = {"method": bundle.method, **bundle.towers, **bundle.options}
+    usual = CompressionConfig(config.method).as_dict()
+    for name, value in config.as_dict().items():
+        found = exported.get(name, usual[name])
+        if value == found:
+            continue
         if bundle.folder == demo_bundle_folder():
             which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
         else:
             which, remedy = str(bundle.folder), "export it again"
-        raise ConfigError(
-            f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
-        )
-    runs = _bundle_backend(bundle, device, backend, precision)
-    for folder in ("clip/", "llm/"):
-        bundle.verify(folder)
-    return ImageEncoder(
-        backend=runs,
-        image_processor=bundle.image_processor,
-        tokenizer=ClipTokenizer.from_folder(bundle.clip_dir),
-        question_positions=bundle.question_positions,
-        template=bundle.template,
-        config=bundle.config,
-        stages=get_method(bundle.config.method).stages,
-    )
+        raise ConfigError(f"{which} was exported with {name}={found}; for {name}={value}, {remedy}")
 
 
 def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | None) -> Backend:
@@ -275,8 +280,8 @@ def _checkpoint_encoder(
         image_processor=image_processor(checkpoint),
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
         question_positions=spec.text.max_positions,
-        template=spec.chat_template,
-        config=config,
+        template=TEMPLATES[spec.chat_template],
+        question_source=config.towers.question_source,
         stages=backend.stages,
     )
 
