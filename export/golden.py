@@ -58,7 +58,7 @@ def record(bundle: Bundle) -> dict[str, str]:
         for picture, question, kind in _ASKED:
             (bounds,) = budgets[kind].bounds(bundle.num_patches)
             played = player.play(pictures[picture], question, compressor, bounds, _NEW_TOKENS)
-            name = f"{compressor}-{kind}"
+            name = kind if len(bundle.compressors) == 1 else f"{compressor}-{kind}"
             case = {
                 "name": name,
                 "picture": f"golden/{pictures[picture].name}",

@@ -26,9 +26,7 @@ class Array(NamedTuple):
 ARRAYS: dict[str, Array] = {
     "pixel_values": Array("float32", ("B", "3", "S", "S"), "the prepared pictures"),
     "question_ids": Array("int64", ("B", "L"), "the question of each picture in CLIP's tokens"),
-    "features": Array(
-        "float32", ("B", "N", "C"), "each patch behind the tower's last layer but one"
-    ),
+    "features": Array("float32", ("B", "N", "C"), "each patch as the projector reads it"),
     "keys": Array("float32", ("B", "N", "C"), "each patch's keys in the tower's last layer"),
     "visual_score": Array("float32", ("B", "N"), "the class token's attention to each patch"),
     "patch_embeds": Array("float32", ("B", "N", "P"), "each patch in the space of CLIP's texts"),

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.checkpoint import PARTS, Checkpoint
+from paddle_recomp.preprocess import Turn, render
 from paddle_recomp.types import Answer, Compressed, StageInfo, Timing, num_patches, stage_counts
 
 STEPS = {
@@ -99,16 +101,17 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
         "method": bundle.method,
         "compressors": ", ".join(bundle.compressors),
         "patches": bundle.num_patches,
-        "prompt": render(bundle.template, [Turn("…", images=1)]),
+        "prompt": json.dumps(render(bundle.template, [Turn("…", images=1)]), ensure_ascii=False),
         "language_model": bundle.language_model.name,
         "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }
     if bundle.paddle is not None:
         summary["paddle_inference"] = ", ".join(bundle.paddle.precisions)
-    summary["golden_cases"] = (
-        "none" if bundle.golden is None else str(len(read_golden(bundle).cases))
-    )
-    sizes = {**bundle.sizes, **golden_sizes(bundle)}
+    summary["golden_cases"] = bundle.golden or "none"
+    golden = sum((bundle.folder / name).stat().st_size for name in golden_files(bundle))
+    sizes = dict(bundle.sizes)
+    if golden:
+        sizes["what the golden cases name"] = golden
     if as_json:
         details = {
             "files": sizes,

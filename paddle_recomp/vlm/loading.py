@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
@@ -13,10 +13,11 @@ import platformdirs
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
-from paddle_recomp.bundle.contract import PIPELINE
+from paddle_recomp.bundle.contract import PIPELINE, Graph
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
+from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, ImageProcessor, LanguageTokenizer
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.feature_cache import FeatureCache
@@ -127,12 +128,8 @@ def load(
         encoder = load_encoder(
             found, config, device, backend=backend, precision=precision, cache=cache
         )
-        from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
-
-        total = sum(found.sizes[name] for name in decoder_files(found))
-        # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
-        provider = "cpu" if backend == "paddle" or device == "openvino" else device
-        decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
+        total = sum(found.sizes[name] for name in found.decoder.files)
+        decoder = bundle_decoder(found, device, on_bytes)
         words = found.language_tokenizer()
         return VLM(encoder, decoder, words, _latency_file(found, device, backend, precision))
     if isinstance(found, Bundle):
@@ -220,7 +217,7 @@ def _bundle_encoder(
 ) -> ImageEncoder:
     if config is not None:
         _check_config(bundle, config)
-    runs = _bundle_backend(bundle, device, backend, precision)
+    runs = bundle_backend(bundle, device, backend, precision)
     return ImageEncoder(
         backend=runs,
         image_processor=bundle.image_processor,
@@ -248,21 +245,46 @@ def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
         raise ConfigError(f"{which} was exported with {name}={found}; for {name}={value}, {remedy}")
 
 
-def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | None) -> Backend:
-    """With the graphs loaded that stand in front of the language model."""
+def bundle_backend(
+    bundle: Bundle,
+    device: str,
+    name: str | None,
+    precision: str | None,
+    graphs: Sequence[Graph] = PIPELINE,
+) -> Backend:
+    """What runs the graphs in front of the language model: `name` of BACKENDS, by default the
+    first. It loads `graphs` now, others when they are first run.
+
+    Raises: DeviceError, ConfigError, BundleError."""
+    name = name or BACKENDS[0]
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
     if name == "paddle":
         from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 
         predictors = PaddleInferenceBackend(bundle, precision or "fp32", device)
-        predictors.open(PIPELINE)
+        predictors.open(graphs)
         return predictors
     from paddle_recomp.backends.onnx import OnnxBackend
 
     sessions = OnnxBackend(bundle, [device], precision=precision)
-    sessions.open(PIPELINE)
+    sessions.open(graphs)
     return sessions
+
+
+def bundle_decoder(
+    bundle: Bundle,
+    device: str,
+    on_file: Callable[[int], None] = lambda num_bytes: None,
+) -> LanguageModel:
+    """The language model that is in a bundle.
+
+    Raises: BundleError, also for a bundle without one; DeviceError."""
+    from paddle_recomp.llm.onnx_decoder import OnnxDecoder
+
+    # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
+    provider = "cpu" if device.startswith("gpu") or device == "openvino" else device
+    return OnnxDecoder.from_bundle(bundle, [provider], on_file=on_file)
 
 
 def _checkpoint_encoder(

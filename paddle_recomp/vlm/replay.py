@@ -12,6 +12,7 @@ import numpy as np
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL
 from paddle_recomp.bundle.golden import Golden, GoldenAnswer, GoldenCase, Limits
 from paddle_recomp.config import GenerationConfig
@@ -23,8 +24,8 @@ from paddle_recomp.llm.splicing import splice
 from paddle_recomp.preprocess import Turn, clip_text, load_image, render
 
 Arrays = Mapping[str, np.ndarray]
-WHOLE = "whole way"
-"""The step of a comparison that goes from the picture to the answer on what this machine gave."""
+WHOLE = "pipeline"
+"""The stage of a comparison that goes the whole way on what this machine gave."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,6 @@ class Played:
     arrays: dict[str, np.ndarray]
     prompt: str
     answer: GoldenAnswer | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One recorded result with what this machine gives."""
-
-    case: str
-    """Empty for what is said of all cases."""
-    step: str
-    """The graph or the part of the way that gave it."""
-    name: str
-    measure: str
-    """`difference`, where less is better; `equal`, `cosine`, `overlap` and `share`, where more is."""
-    value: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the limit is kept; NaN never is."""
-        if self.measure == "difference":
-            return self.value <= self.limit
-        return self.value >= self.limit
 
 
 class Player:
@@ -128,7 +107,7 @@ class Player:
         return logits, answer
 
 
-def replay(player: Player, golden: Golden) -> Iterator[Comparison]:
+def replay_cases(player: Player, golden: Golden) -> Iterator[Comparison]:
     """Each case twice: step by step on what was recorded, and the whole way from the picture.
 
     Raises: as `Player.play`."""
@@ -148,11 +127,11 @@ def replay(player: Player, golden: Golden) -> Iterator[Comparison]:
                 right[step].append(case.answer.text == played.answer.text)
     if limits.overlap is not None and overlaps:
         mean = float(np.mean(overlaps))
-        yield Comparison("", WHOLE, "token_index", "overlap", mean, limits.overlap)
+        yield Comparison(1, WHOLE, "token_index", "overlap", mean, limits.overlap)
     for step, texts in right.items():
         if texts:
             share = sum(texts) / len(texts)
-            yield Comparison("", step, "text", "share", share, limits.answers)
+            yield Comparison(len(texts), step, "text", "answers", share, limits.answers)
 
 
 def limits_of(bundle: Bundle) -> Limits:
@@ -188,7 +167,7 @@ def _compare_steps(
             step, least = "decoder", limits.logits_cosine
         yield _compare(case.name, step, name, expected, found, limits.difference, least)
     if case.prompt != played.prompt:
-        yield Comparison(case.name, "prompt", "text", "equal", 0.0, 1.0)
+        yield Comparison(1, "prompt", "text", "agreement", 0.0, 1.0, case.name)
 
 
 def _compare_whole(case: GoldenCase, found: Arrays, limits: Limits) -> Iterator[Comparison]:
@@ -209,12 +188,12 @@ def _compare(
     same_shape = expected.shape == found.shape
     if expected.dtype.kind != "f":
         value = float((expected == found).mean()) if same_shape and expected.size else 0.0
-        return Comparison(case, step, name, "equal", value, 1.0)
+        return Comparison(1, step, name, "agreement", value, 1.0, case)
     if cosine is not None:
         value = _mean_cosine(expected, found) if same_shape else 0.0
-        return Comparison(case, step, name, "cosine", value, cosine)
+        return Comparison(1, step, name, "cosine", value, cosine, case)
     value = _relative_difference(expected, found) if same_shape else np.inf
-    return Comparison(case, step, name, "difference", value, difference)
+    return Comparison(1, step, name, "difference", value, difference, case)
 
 
 def _relative_difference(expected: np.ndarray, found: np.ndarray) -> float:

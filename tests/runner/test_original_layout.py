@@ -90,9 +90,7 @@ def test_pictures_are_padded_to_a_square(original: VLM, picture: Path) -> None:
 def test_same_weights_same_tokens(original: VLM) -> None:
     """Of a square picture both layouts make the same, up to the projector."""
     square = Image.effect_noise((224, 224), 80).convert("RGB")
-    other = load_encoder(
-        find_checkpoint("demo"), CompressionConfig(question_source=original.encoder.question_source)
-    )
+    other = load_encoder(find_checkpoint("demo"))
     ours, theirs = (
         encoder.compress(encoder.see([square]), [QUESTION], TokenBudget(tokens=24))[0].compressed[0]
         for encoder in (original.encoder, other)
