@@ -91,7 +91,12 @@ def test_a_wheel_with_its_extras_exports_verifies_and_answers(source: Path, tmp_
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    checkpoint = ["--model", demo_folder() / "llava", "--clip", demo_folder() / "clip"]
+    checkpoint: list[str | Path] = [
+        "--model",
+        demo_folder() / "llava",
+        "--clip",
+        demo_folder() / "clip",
+    ]
     assert "int8" in recomp("export", *checkpoint, "--precision", "int8", "--out", "bundle")
     assert "comparisons passed" in recomp("verify", "bundle", *checkpoint)
     (asked, *_), *_ = demo_pictures().values()

@@ -13,7 +13,7 @@ import paddle_recomp
 from export.convert import Job
 from export.paddle_int8 import _lent_packages
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.config import CompressionConfig
+from paddle_recomp.compression.config import CompressionConfig
 
 # In a process of its own, like every conversion. The exporter's own optimizer would start pip to
 # install what it needs.
@@ -42,7 +42,7 @@ def test_a_conversion_runs_no_pip(golden_checkpoint: Checkpoint, tmp_path: Path)
         graph="text",
         model_dir=str(golden_checkpoint.model_dir),
         clip_dir=str(golden_checkpoint.clip_dir),
-        config=asdict(CompressionConfig()),
+        config=CompressionConfig().as_dict(),
         operators="onnx",
         metadata={},
         output=str(output),

@@ -93,7 +93,7 @@ def test_the_fused_graph_is_written_on_request(demo_bundle: Bundle, tmp_path: Pa
     assert made.outcome is None
     assert bundle.graphs.keys() == {"vision", "text", "compress"}
     assert not any(name.startswith("encoder") for name in bundle.files)
-    inputs = sample_inputs("encoder", find_checkpoint("demo").spec)
+    inputs = sample_inputs(INPUTS["encoder"], find_checkpoint("demo").spec)
     fused, whole = (OnnxBackend(b).run("encoder", inputs) for b in (demo_bundle, bundle))
     assert fused.keys() == whole.keys()
     for name, value in fused.items():
