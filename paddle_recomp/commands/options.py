@@ -102,7 +102,7 @@ def _filled(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     """Each name with what typer found for it, or with the dataclass of what it found."""
     return {
         name: hint(**_filled(get_type_hints(hint, include_extras=True), given))
-        if is_dataclass(hint)
+        if isinstance(hint, type) and is_dataclass(hint)
         else given[name]
         for name, hint in hints.items()
     }

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.export_tools import export_required
@@ -59,7 +60,10 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
 
 
 def replay(bundle: Path) -> list[Comparison]:
-    """What the golden cases of a bundle say, without its checkpoint."""
+    """What the golden cases of a bundle say, without its checkpoint.
+
+    Raises: BundleError."""
+    open_bundle(bundle)
     raise ConfigError(
         f"{bundle}: golden cases are not replayed yet; name the checkpoint to compare with "
         "(--model DIR)"

@@ -66,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unlisted graph": (lambda f: rename_listed(f, "recomp.json"), r"recomp\.json|listed"),
     "a missing switch": (lambda f: without(f, "compression", "members"), "members"),
     "a missing mean": (lambda f: without(f, "image", "mean"), "mean"),
-    "a missing graph": (lambda f: without(f, "graphs", "encoder"), "encoder"),
+    "a missing graph": (lambda f: without(f, "graphs", "compress"), "compress"),
     "an unknown switch": (
         lambda f: edit(f, compression={**manifest(f)["compression"], "colour": 1}),
         "colour",
