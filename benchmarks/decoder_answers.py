@@ -22,7 +22,7 @@ from paddle_recomp.bundle import DECODER_PRECISIONS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint, load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 BUDGETS = {
     "full": TokenBudget(full=True),
@@ -66,7 +66,7 @@ def main() -> None:
             target.mkdir()
             info = write_decoder(checkpoint, target, precision, {})
             decoder = OnnxDecoder(target, info, threads=1)
-            models[precision] = VLM(eager.encoder, decoder, eager.tokenizer)
+            models[precision] = VLM(eager.front_end, decoder, eager.tokenizer)
         items = draw_items(options.scenes)
         right, same = count(items, models)
     table = Table("budget", "decoder", "right %", "as with fp32 %", box=None)

@@ -24,8 +24,8 @@ from benchmarks.held_out import Item, draw_items
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find, load_encoder
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
+from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find, load_front_end
 
 BUDGETS = {"dynamic": TokenBudget(), "32 tokens": TokenBudget(tokens=32)}
 ARRAYS = OUTPUTS["vision"]
@@ -37,13 +37,14 @@ def rounded(seen: SeenImage, names: Iterable[str]) -> SeenImage:
     return replace(seen, features={**seen.features, **halves})
 
 
-def overlap_table(encoder: ImageEncoder, items: list[Item]) -> Table:
+def overlap_table(front_end: VisualFrontEnd, items: list[Item]) -> Table:
     """For each array alone in float16, and all together: how alike the choices are."""
     title = f"float16, {len(items)} questions"
     table = Table("in float16", "budget", "mean overlap", "same patches", box=None, title=title)
     numbers = {item.number: item.scene for item in items}
     seen = {
-        number: encoder.see([Image.fromarray(scene.image)])[0] for number, scene in numbers.items()
+        number: front_end.see([Image.fromarray(scene.image)])[0]
+        for number, scene in numbers.items()
     }
     for names in [*((name,) for name in ARRAYS), ARRAYS]:
         other = {number: rounded(one, names) for number, one in seen.items()}
@@ -51,7 +52,7 @@ def overlap_table(encoder: ImageEncoder, items: list[Item]) -> Table:
             overlaps = []
             for item in track(items, ", ".join(names), console=Console(stderr=True)):
                 expected, found = (
-                    encoder.compress([one[item.number]], [item.question.question], budget)[0]
+                    front_end.compress([one[item.number]], [item.question.question], budget)[0]
                     for one in (seen, other)
                 )
                 overlaps.append(kept_alike(expected.compressed[0], found.compressed[0])[0])
@@ -66,14 +67,14 @@ def print_times(console: Console, model: str, pictures: list[Image.Image]) -> No
     table = Table("see", "ms, median", box=None, title=f"{len(pictures)} pictures")
     with tempfile.TemporaryDirectory() as folder:
         found = find(model)
-        first, again = (load_encoder(found, cache=FeatureCache(folder=folder)) for _ in range(2))
+        first, again = (load_front_end(found, cache=FeatureCache(folder=folder)) for _ in range(2))
         # The first run of a kernel pays for its set-up.
-        load_encoder(found).see(pictures[:1])
-        for name, encoder in (("tower", first), ("disk", again), ("memory", again)):
+        load_front_end(found).see(pictures[:1])
+        for name, front_end in (("tower", first), ("disk", again), ("memory", again)):
             times = []
             for picture in pictures:
                 start = time.perf_counter()
-                encoder.see([picture])
+                front_end.see([picture])
                 times.append(time.perf_counter() - start)
             table.add_row(name, f"{1e3 * np.median(times):.2f}")
         size = np.mean([path.stat().st_size for path in Path(folder).iterdir()])
@@ -92,7 +93,7 @@ def main() -> None:
     console, items = Console(highlight=False), draw_items(options.scenes)
     pictures = {item.number: Image.fromarray(item.scene.image) for item in items}
     print_times(console, options.model, list(pictures.values()))
-    console.print(overlap_table(load_encoder(find(options.model)), items))
+    console.print(overlap_table(load_front_end(find(options.model)), items))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from paddle_recomp.vlm.conversation import Conversation
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 __version__ = "0.1.0"
 

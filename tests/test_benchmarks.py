@@ -29,7 +29,7 @@ from paddle_recomp.commands.bench import COLUMNS as BENCH_COLUMNS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder, cache_names
 from paddle_recomp.types import Answer, Compressed, Stage, Timing
-from paddle_recomp.vlm.loading import find_checkpoint, load_encoder
+from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 
 
 def compressed(patches: list[int], stages: list[Stage]) -> Compressed:
@@ -152,10 +152,10 @@ def test_a_random_checkpoint_is_one_that_people_have(tmp_path: Path) -> None:
     for part in PARTS:
         for _, array in opened.parameters(part):
             assert np.isfinite(array).all()
-    encoder = load_encoder(find_checkpoint(tmp_path / "model"))
-    seen = encoder.see([Image.new("RGB", (64, 48))])
+    front_end = load_front_end(find_checkpoint(tmp_path / "model"))
+    seen = front_end.see([Image.new("RGB", (64, 48))])
     assert seen[0].num_patches == 16
-    (prompt,) = encoder.compress(seen, ["what is it?"], TokenBudget(tokens=5))
+    (prompt,) = front_end.compress(seen, ["what is it?"], TokenBudget(tokens=5))
     assert prompt.compressed[0].tokens.shape == (1, 5, 16)
 
 

@@ -27,7 +27,7 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.explain import draw_answer
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.front_end import SeenImage
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 PICTURES = 3
 """How many of the shipped pictures are shown; each is asked two questions."""
@@ -93,7 +93,7 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     console.print(_saving(answers))
     for number, (asked, answer, seen) in enumerate(answers, start=1):
         path = output / f"{number}-{asked.picture.stem}.png"
-        processor = vlm.encoder.image_processor
+        processor = vlm.front_end.image_processor
         drawn = draw_answer(
             [seen.picture], answer.compressed, answer.stages, processor, asked.question, answer.text
         )

@@ -40,7 +40,7 @@ def explain(
     runtime: RuntimeOptions,
 ) -> None:
     """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
-    from paddle_recomp.vlm.loading import find, load_encoder
+    from paddle_recomp.vlm.loading import find, load_front_end
 
     config, wanted = compression.build(), budget.build()
     if not images:
@@ -50,7 +50,7 @@ def explain(
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
             found = find(model, clip)
-            encoder = load_encoder(
+            front_end = load_front_end(
                 found,
                 config,
                 runtime.device,
@@ -58,7 +58,7 @@ def explain(
                 precision=runtime.precision,
             )
         with working(console, "compressing"):
-            (prompt,) = encoder.compress([encoder.see(images)], [question], wanted)
-    processor = encoder.image_processor
-    save_answer(output, pictures, prompt.compressed, encoder.stages, processor, question)
+            (prompt,) = front_end.compress([front_end.see(images)], [question], wanted)
+    processor = front_end.image_processor
+    save_answer(output, pictures, prompt.compressed, front_end.stages, processor, question)
     typer.echo(output)

@@ -26,7 +26,7 @@ from paddle_recomp.preprocess import (
     spoken,
 )
 from paddle_recomp.types import Answer, AnswerStream, Compressed, Timing
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage, VisualPrompt
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd, VisualPrompt
 from paddle_recomp.vlm.latency import Deadline, Latency
 
 Mode = Literal["recompress", "append", "keep"]
@@ -36,7 +36,7 @@ DEFAULT_MODE: Mode = "append"
 class Speaker(Protocol):
     """What a conversation needs of a `VLM`."""
 
-    encoder: ImageEncoder
+    front_end: VisualFrontEnd
     language_model: LanguageModel
     tokenizer: LanguageTokenizer
 
@@ -182,7 +182,7 @@ class Conversation:
         again = self.mode == "recompress"
         places = 0 if past.turns and again else len(self.images)
         turns = (*past.turns, Turn(question, images=places))
-        whole = self._encode(render(self._speaker.encoder.template, turns))
+        whole = self._encode(render(self._speaker.front_end.template, turns))
         words = len(whole) - whole.count(IMAGE_TOKEN)
         if again:
             return words
@@ -196,8 +196,8 @@ class Conversation:
         if past.prompt is not None and self.mode == "keep":
             prompt = replace(past.prompt, timing=Timing())
         else:
-            encoder = self._speaker.encoder
-            (prompt,) = encoder.compress([self.images], [question], [budget])
+            front_end = self._speaker.front_end
+            (prompt,) = front_end.compress([self.images], [question], [budget])
         blocks = tuple(one.tokens[0] for one in prompt.compressed)
         if first:
             added = blocks
@@ -206,7 +206,7 @@ class Conversation:
         else:
             added = ()
         turns = (*past.turns, Turn(question, images=len(added)))
-        whole = self._encode(render(self._speaker.encoder.template, turns))
+        whole = self._encode(render(self._speaker.front_end.template, turns))
         if first or self.mode == "recompress":
             nothing = (frozenset[int](),) * len(blocks)
             return _Past(turns, whole, blocks, nothing, prompt)
@@ -224,7 +224,7 @@ class Conversation:
         turns = (*asked.turns[:-1], replace(asked.turns[-1], answer=answer.text))
         said: Sequence[int] = answer.token_ids
         if answer.finish_reason == "stop_string":  # Its tokens are no part of the conversation.
-            template = self._speaker.encoder.template
+            template = self._speaker.front_end.template
             unanswered, whole = render(template, asked.turns), spoken(template, turns)
             said = _behind(self._encode(unanswered), self._encode(whole))
         read = num_positions(asked.ids, asked.blocks) + _num_same(said, answer.token_ids)
@@ -254,7 +254,7 @@ class Conversation:
 
         The answer itself stays as the model gave it, which may be other ids than the tokenizer's
         for the same text."""
-        return _behind(self._encode(spoken(self._speaker.encoder.template, turns)), whole)
+        return _behind(self._encode(spoken(self._speaker.front_end.template, turns)), whole)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._speaker.tokenizer.encode(text))

@@ -74,7 +74,7 @@ def listed(images: Images) -> Sequence[SeenImage | ImageLike]:
     return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else images
 
 
-class ImageEncoder:
+class VisualFrontEnd:
     """Sees pictures, and compresses them for questions."""
 
     def __init__(

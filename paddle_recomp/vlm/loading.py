@@ -21,9 +21,9 @@ from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyErro
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.front_end import ImageEncoder
+from paddle_recomp.vlm.front_end import VisualFrontEnd
 from paddle_recomp.vlm.machine import this_machine
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 DEMO = "demo"
 """The embedded model: its bundle where something runs it, its checkpoint where a checkpoint is
@@ -71,7 +71,7 @@ def find(
     return open_bundle(folder)
 
 
-def load_encoder(
+def load_front_end(
     model: Checkpoint | Bundle,
     config: CompressionConfig | None = None,
     device: str = "cpu",
@@ -79,7 +79,7 @@ def load_encoder(
     backend: str | None = None,
     precision: str | None = None,
     cache: FeatureCache | None = None,
-) -> ImageEncoder:
+) -> VisualFrontEnd:
     """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
     Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
     Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
@@ -87,15 +87,15 @@ def load_encoder(
 
     Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
     if isinstance(model, Bundle):
-        encoder = _bundle_encoder(model, config, device, backend or BACKENDS[0], precision)
+        front_end = _bundle_front_end(model, config, device, backend or BACKENDS[0], precision)
     elif backend is not None or precision is not None:
         raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
     else:
-        encoder = _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
+        front_end = _checkpoint_front_end(model, config or CompressionConfig(), device, on_tensor)
     if cache is not None:
         tower = f"{_tower_checksum(model)} {backend} {precision} {device}"
-        encoder.backend = CachedBackend(encoder.backend, cache, tower)
-    return encoder
+        front_end.backend = CachedBackend(front_end.backend, cache, tower)
+    return front_end
 
 
 def load(
@@ -112,11 +112,11 @@ def load(
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
     was exported without its language model takes it from the folder of the checkpoint that it was
     exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
-    `backend` and `precision` say what runs a bundle's encoder, `cache` what need not run again;
-    see `load_encoder`.
+    `backend` and `precision` say what runs a bundle's visual encoder, `cache` what need not run again;
+    see `load_front_end`.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
-    Raises: as `load_encoder`."""
+    Raises: as `load_front_end`."""
     found, done = find(model, clip, llm), 0
 
     def on_bytes(num_bytes: int) -> None:
@@ -125,7 +125,7 @@ def load(
         on_progress(done, total)
 
     if isinstance(found, Bundle) and found.decoder is not None and llm is None:
-        encoder = load_encoder(
+        front_end = load_front_end(
             found, config, device, backend=backend, precision=precision, cache=cache
         )
         from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
@@ -135,7 +135,7 @@ def load(
         provider = "cpu" if backend == "paddle" or device == "openvino" else device
         decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
         words = LanguageTokenizer.from_folder(found.llm_dir)
-        return VLM(encoder, decoder, words, _latency_file(found, device, backend, precision))
+        return VLM(front_end, decoder, words, _latency_file(found, device, backend, precision))
     if isinstance(found, Bundle):
         parts: tuple[str, ...] = PARTS[-1:]
         checkpoint = _language_checkpoint(found, llm, clip)
@@ -146,11 +146,11 @@ def load(
             raise ConfigError(f"{model} is a checkpoint and has its own language model")
         parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
     total = sum(checkpoint.num_bytes(part) for part in parts)
-    encoder = load_encoder(found, config, device, on_bytes, backend, precision, cache)
+    front_end = load_front_end(found, config, device, on_bytes, backend, precision, cache)
     with _paddle_required():
         from paddle_recomp.llm.paddle_llama import PaddleLlama
     return VLM(
-        encoder,
+        front_end,
         PaddleLlama(checkpoint, llm_device, on_bytes),
         LanguageTokenizer.from_folder(llm_dir),
         _latency_file(found, device, backend, precision),
@@ -212,13 +212,13 @@ def _language_checkpoint(
     return checkpoint
 
 
-def _bundle_encoder(
+def _bundle_front_end(
     bundle: Bundle,
     config: CompressionConfig | None,
     device: str,
     backend: str,
     precision: str | None,
-) -> ImageEncoder:
+) -> VisualFrontEnd:
     if config is not None and config != bundle.config:
         exported, asked = bundle.config.as_dict(), config.as_dict()
         name = next(name for name in asked if asked[name] != exported.get(name))
@@ -232,7 +232,7 @@ def _bundle_encoder(
     runs = _bundle_backend(bundle, device, backend, precision)
     for folder in ("clip/", "llm/"):
         bundle.verify(folder)
-    return ImageEncoder(
+    return VisualFrontEnd(
         backend=runs,
         image_processor=bundle.image_processor,
         tokenizer=ClipTokenizer.from_folder(bundle.clip_dir),
@@ -260,17 +260,17 @@ def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | Non
     return sessions
 
 
-def _checkpoint_encoder(
+def _checkpoint_front_end(
     checkpoint: Checkpoint,
     config: CompressionConfig,
     device: str,
     on_tensor: Callable[[int], None],
-) -> ImageEncoder:
+) -> VisualFrontEnd:
     with _paddle_required():
         from paddle_recomp.backends.eager import EagerBackend
     spec = checkpoint.spec
     backend = EagerBackend(checkpoint, config, device, on_tensor)
-    return ImageEncoder(
+    return VisualFrontEnd(
         backend=backend,
         image_processor=image_processor(checkpoint),
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),

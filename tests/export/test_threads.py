@@ -17,7 +17,7 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.loading import demo_folder, load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 from tests.threads import at_once
 
 Fresh = Callable[[FeatureCache | None], VLM]

@@ -20,9 +20,9 @@ from paddle_recomp.errors import (
     RecompWarning,
 )
 from paddle_recomp.types import Stage
-from paddle_recomp.vlm.loading import find_checkpoint, load, load_encoder
-from paddle_recomp.vlm.runner import VLM
-from tests.runner.counting import CountingBackend, counting
+from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.vlm import VLM
+from tests.vlm.counting import CountingBackend, counting
 
 QUESTIONS = [
     "what digit is red?",
@@ -67,7 +67,7 @@ def test_stream_and_ask_agree(vlm: VLM, picture: Path) -> None:
 
 @pytest.mark.parametrize("budget", [TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)])
 def test_a_batch_equals_its_singles(vlm: VLM, budget: TokenBudget) -> None:
-    images = vlm.encoder.see(list(demo_pictures())[:3])
+    images = vlm.front_end.see(list(demo_pictures())[:3])
     together = vlm.ask_batch(
         images, QUESTIONS[:3], budget, generation=GenerationConfig(max_new_tokens=4)
     )
@@ -79,15 +79,15 @@ def test_a_batch_equals_its_singles(vlm: VLM, budget: TokenBudget) -> None:
 
 def test_full_is_every_patch_through_the_projector(vlm: VLM, picture: Path) -> None:
     seen = vlm.see(picture)
-    (prompt,) = vlm.encoder.compress([seen], [QUESTIONS[0]], TokenBudget(full=True))
+    (prompt,) = vlm.front_end.compress([seen], [QUESTIONS[0]], TokenBudget(full=True))
     np.testing.assert_array_equal(prompt.compressed[0].index[0], np.arange(seen.num_patches))
     assert vlm.ask(seen, QUESTIONS[0], TokenBudget(full=True)).num_visual_tokens == 256
 
 
 def test_faithful_never_reads_the_question(picture: Path) -> None:
-    encoder = load_encoder(find_checkpoint("demo"), preset("faithful"))
-    (seen,) = encoder.see([picture])
-    first, second = (encoder.compress([seen], [q], TokenBudget())[0] for q in QUESTIONS[:2])
+    front_end = load_front_end(find_checkpoint("demo"), preset("faithful"))
+    (seen,) = front_end.see([picture])
+    first, second = (front_end.compress([seen], [q], TokenBudget())[0] for q in QUESTIONS[:2])
     np.testing.assert_array_equal(first.compressed[0].index, second.compressed[0].index)
 
 
@@ -115,7 +115,7 @@ def test_impossible_budgets_and_devices(vlm: VLM, picture: Path) -> None:
 def test_broken_weights_are_noticed(vlm: VLM, picture: Path) -> None:
     pixels = np.full((1, 3, 224, 224), np.nan, dtype=np.float32)
     with pytest.raises(FeatureError, match="NaN"):
-        vlm.encoder.backend.run("vision", {"pixel_values": pixels})
+        vlm.front_end.backend.run("vision", {"pixel_values": pixels})
 
 
 def test_shipped_questions_are_answered(vlm: VLM) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
-from paddle_recomp.vlm.front_end import ImageEncoder
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.front_end import VisualFrontEnd
+from paddle_recomp.vlm.vlm import VLM
 
 
 class CountingBackend:
@@ -31,8 +31,8 @@ class CountingBackend:
 
 def counting(vlm: VLM) -> tuple[VLM, CountingBackend]:
     """The same model behind a counter."""
-    backend, old = CountingBackend(vlm.encoder.backend), vlm.encoder
-    encoder = ImageEncoder(
+    backend, old = CountingBackend(vlm.front_end.backend), vlm.front_end
+    front_end = VisualFrontEnd(
         backend,
         old.image_processor,
         old.tokenizer,
@@ -41,4 +41,4 @@ def counting(vlm: VLM) -> tuple[VLM, CountingBackend]:
         old.config,
         old.stages,
     )
-    return VLM(encoder, vlm.language_model, vlm.tokenizer), backend
+    return VLM(front_end, vlm.language_model, vlm.tokenizer), backend

@@ -25,10 +25,10 @@ from paddle_recomp.vlm.conversation import (
     check_mode,
 )
 from paddle_recomp.vlm.front_end import (
-    ImageEncoder,
     ImageLike,
     Images,
     SeenImage,
+    VisualFrontEnd,
     VisualPrompt,
     listed,
 )
@@ -46,13 +46,13 @@ class VLM:
 
     def __init__(
         self,
-        encoder: ImageEncoder,
+        front_end: VisualFrontEnd,
         language_model: LanguageModel,
         tokenizer: LanguageTokenizer,
         latency_file: Path | None = None,
     ) -> None:
         """`latency_file` is where `latency` is kept once it was measured."""
-        self.encoder = encoder
+        self.front_end = front_end
         self.language_model = language_model
         self.tokenizer = tokenizer
         self.latency_file = latency_file
@@ -63,7 +63,7 @@ class VLM:
         """Runs the vision tower on a picture, once for all questions.
 
         Raises: ImageError, FeatureError."""
-        return self.encoder.see([image])[0]
+        return self.front_end.see([image])[0]
 
     def ask(
         self,
@@ -101,7 +101,7 @@ class VLM:
 
         Raises: ImageError, FeatureError, ConfigError (mode)."""
         check_mode(mode)
-        return Conversation(self, self.encoder.see_all(images), mode)
+        return Conversation(self, self.front_end.see_all(images), mode)
 
     def ask_batch(
         self,
@@ -114,14 +114,14 @@ class VLM:
         are those of the batch.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
-        seen = [self.encoder.see_all(some) for some in images]
-        prompts = self.encoder.compress(seen, questions, budgets or TokenBudget())
+        seen = [self.front_end.see_all(some) for some in images]
+        prompts = self.front_end.compress(seen, questions, budgets or TokenBudget())
         return self.answer(prompts, generation)
 
     def answer(
         self, prompts: Sequence[VisualPrompt], generation: GenerationConfig | None = None
     ) -> list[Answer]:
-        """Answers what `encoder.compress` made, in one pass or one by one, in one pass of the
+        """Answers what `front_end.compress` made, in one pass or one by one, in one pass of the
         language model; the time to the first token is that of both.
 
         Raises: ContextLengthError."""
@@ -149,9 +149,9 @@ class VLM:
         check_question(question, len(given))
         deadline, words = Deadline(budget, self.latency), partial(self._words, question, len(given))
         deadline.check(words, len(given), sum(not isinstance(one, SeenImage) for one in given))
-        seen = self.encoder.see_all(given)
+        seen = self.front_end.see_all(given)
         vision = sum(s.seconds for s, image in zip(seen, given, strict=True) if s is not image)
-        (prompt,) = self.encoder.compress([seen], [question], deadline.budget(words, seen))
+        (prompt,) = self.front_end.compress([seen], [question], deadline.budget(words, seen))
         embeds = self._splice(prompt, generation)
         model = self.language_model
         yield from self.speak(stream, model, prompt, embeds, generation, deadline.start, vision)
@@ -192,7 +192,7 @@ class VLM:
 
     def _words(self, question: str, num_images: int) -> int:
         """Positions of a prompt besides its visual tokens."""
-        prompt = render(self.encoder.template, [Turn(question, images=num_images)])
+        prompt = render(self.front_end.template, [Turn(question, images=num_images)])
         return len(self.tokenizer.encode(prompt)) - num_images
 
     def _splice(self, prompt: VisualPrompt, generation: GenerationConfig) -> np.ndarray:
@@ -222,12 +222,12 @@ class VLM:
         return Answer(
             text=draft.text.strip(),
             token_ids=tuple(draft.token_ids),
-            stage_counts=stage_counts(self.encoder.stages, *prompt.compressed),
+            stage_counts=stage_counts(self.front_end.stages, *prompt.compressed),
             num_patches=num_patches(*prompt.compressed),
             timing=timing,
             compressed=prompt.compressed,
             finish_reason=draft.finish_reason or "cancelled",
             logprobs=tuple(draft.logprobs),
-            stages=self.encoder.stages,
+            stages=self.front_end.stages,
             prefilled=prefilled,
         )

@@ -20,7 +20,7 @@ from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.types import Answer, AnswerStream
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import find_checkpoint
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "generation.md"
 QUESTION = "what digit is red?"
@@ -35,7 +35,7 @@ def either(request: pytest.FixtureRequest, vlm: VLM, tmp_path_factory: Any) -> V
         return vlm
     folder = tmp_path_factory.mktemp("decoder")
     info = write_decoder(find_checkpoint("demo"), folder, "fp32", {})
-    return VLM(vlm.encoder, OnnxDecoder(folder, info), vlm.tokenizer)
+    return VLM(vlm.front_end, OnnxDecoder(folder, info), vlm.tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def read(stream: AnswerStream, pieces: list[str], error: BaseException | None = 
 def test_an_interrupt_in_the_model_or_in_the_loop(
     error: BaseException, either: VLM, seen: SeenImage, whole: Answer
 ) -> None:
-    failing = VLM(either.encoder, Failing(either.language_model, error), either.tokenizer)
+    failing = VLM(either.front_end, Failing(either.language_model, error), either.tokenizer)
     pieces: list[str] = []
     stream = failing.stream(seen, QUESTION, generation=LONG)
     with pytest.raises(type(error)):

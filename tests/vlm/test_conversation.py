@@ -24,12 +24,12 @@ from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.preprocess import TEMPLATES, Turn, render
 from paddle_recomp.types import Answer, Compressed
 from paddle_recomp.vlm.conversation import Conversation, Mode
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
 from paddle_recomp.vlm.loading import find_checkpoint
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 from tests.llm.conftest import poison
-from tests.runner.recording import Recording, embeddings
 from tests.threads import at_once
+from tests.vlm.recording import Recording, embeddings
 
 QUESTIONS = ["what digit is red?", "where is the circle?", "what shape is blue?", "how many?"]
 MODES: tuple[Mode, ...] = ("recompress", "append", "keep")
@@ -50,7 +50,7 @@ def model(
 @pytest.fixture
 def recording(vlm: VLM, model: LanguageModel) -> tuple[VLM, Recording]:
     heard = Recording(model)
-    return VLM(vlm.encoder, heard, vlm.tokenizer), heard
+    return VLM(vlm.front_end, heard, vlm.tokenizer), heard
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def seen(vlm: VLM) -> SeenImage:
 
 
 def compressed(vlm: VLM, seen: SeenImage, question: str) -> Compressed:
-    return vlm.encoder.compress([seen], [question], BUDGET)[0].compressed[0]
+    return vlm.front_end.compress([seen], [question], BUDGET)[0].compressed[0]
 
 
 def blocks_of(
@@ -342,8 +342,8 @@ def test_text_is_that_of_the_whole_dialogue(
     start = len(words.encode("ASSISTANT:"))
     answers = [words.encode(f"ASSISTANT: {one}")[start:] if one else [] for one in said]
     script = Scripted([list(one) for one in answers], words.eos_token_ids[0], 160, words.vocab_size)
-    old = vlm.encoder
-    encoder = ImageEncoder(
+    old = vlm.front_end
+    front_end = VisualFrontEnd(
         old.backend,
         old.image_processor,
         old.tokenizer,
@@ -352,7 +352,7 @@ def test_text_is_that_of_the_whole_dialogue(
         old.config,
         old.stages,
     )
-    chat = VLM(encoder, script, words).chat(seen, "append")
+    chat = VLM(front_end, script, words).chat(seen, "append")
     for i, question in enumerate(QUESTIONS[:3]):
         answer = chat.ask(question, BUDGET, SHORT)
         assert answer.text == said[i]
@@ -368,14 +368,14 @@ def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage)
     whole = words.encode("ASSISTANT: red")[start:]
     letters = [*words.encode("ASSISTANT: r")[start:], *words.encode("xe")[-1:]]
     script = Scripted([letters, whole], words.eos_token_ids[0], 160, words.vocab_size)
-    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    chat = VLM(vlm.front_end, script, words).chat(seen, "keep")
     first = chat.ask(QUESTIONS[0], BUDGET, SHORT)
     before = chat._past.ids
     chat.ask(QUESTIONS[1], BUDGET, SHORT)
     said = words.decode(letters).strip()
     assert first.text == said
-    canonical = words.encode(render(vlm.encoder.template, chat.turns[:1]).rstrip())
-    dialogue = words.encode(render(vlm.encoder.template, [chat.turns[0], Turn(QUESTIONS[1])]))
+    canonical = words.encode(render(vlm.front_end.template, chat.turns[:1]).rstrip())
+    dialogue = words.encode(render(vlm.front_end.template, [chat.turns[0], Turn(QUESTIONS[1])]))
     assert chat._past.ids == (*before, *dialogue[len(canonical) :], *whole)
 
 
@@ -388,14 +388,14 @@ def test_a_stop_text_is_no_part_of_the_dialogue(
     said = words.encode("ASSISTANT: red top left")[len(words.encode("ASSISTANT:")) :]
     assert len(said) == 3
     script = Scripted([said, said], words.eos_token_ids[0], 160, words.vocab_size)
-    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    chat = VLM(vlm.front_end, script, words).chat(seen, "keep")
     ending = GenerationConfig(max_new_tokens=8, stop=(stop,))
     assert chat.ask(QUESTIONS[0], BUDGET, ending).text == text
     second = chat.ask(QUESTIONS[1], BUDGET, SHORT)
     turns = [Turn(QUESTIONS[0], text, 1), Turn(QUESTIONS[1])]
-    whole = words.encode(render(vlm.encoder.template, turns))
+    whole = words.encode(render(vlm.front_end.template, turns))
     assert chat._past.ids == (*whole, *said)
-    first = words.encode(render(vlm.encoder.template, [Turn(QUESTIONS[0], images=1)]))
+    first = words.encode(render(vlm.front_end.template, [Turn(QUESTIONS[0], images=1)]))
     kept = len(first) - 1 + 20 + len(text.split())
     assert second.prefilled == len(whole) - 1 + 20 - kept
 
@@ -417,5 +417,5 @@ def test_the_answer_says_what_was_prefilled(vlm: VLM, seen: SeenImage) -> None:
     ]
     answers += vlm.ask_batch([seen], QUESTIONS[:1], BUDGET, GenerationConfig(max_new_tokens=2))
     turn = Turn(QUESTIONS[0], images=1)
-    words = vlm.tokenizer.encode(render(vlm.encoder.template, [turn]))
+    words = vlm.tokenizer.encode(render(vlm.front_end.template, [turn]))
     assert [one.prefilled for one in answers] == [len(words) - 1 + 20] * 2

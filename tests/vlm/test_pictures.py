@@ -18,10 +18,10 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, ContextLengthError, QuestionError
 from paddle_recomp.preprocess import Turn
 from paddle_recomp.vlm.conversation import Mode
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
-from paddle_recomp.vlm.runner import VLM
-from tests.runner.counting import counting
-from tests.runner.recording import Recording, embeddings
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
+from paddle_recomp.vlm.vlm import VLM
+from tests.vlm.counting import counting
+from tests.vlm.recording import Recording, embeddings
 
 QUESTION = "what digit is red?"
 SHORT = GenerationConfig(max_new_tokens=4)
@@ -30,17 +30,17 @@ BUDGET = TokenBudget(tokens=33)
 
 @pytest.fixture(scope="module")
 def seen(vlm: VLM) -> list[SeenImage]:
-    return vlm.encoder.see(list(demo_pictures())[:3])
+    return vlm.front_end.see(list(demo_pictures())[:3])
 
 
 @pytest.fixture
 def recording(vlm: VLM) -> tuple[VLM, Recording]:
     heard = Recording(vlm.language_model)
-    return VLM(vlm.encoder, heard, vlm.tokenizer), heard
+    return VLM(vlm.front_end, heard, vlm.tokenizer), heard
 
 
-def alone(encoder: ImageEncoder, image: SeenImage, question: str, tokens: int) -> np.ndarray:
-    (prompt,) = encoder.compress([image], [question], TokenBudget(tokens=tokens))
+def alone(front_end: VisualFrontEnd, image: SeenImage, question: str, tokens: int) -> np.ndarray:
+    (prompt,) = front_end.compress([image], [question], TokenBudget(tokens=tokens))
     return np.asarray(prompt.compressed[0].tokens[0])
 
 
@@ -55,7 +55,7 @@ def test_each_picture_stands_in_its_place(
     answer = vlm.ask(seen[:2], question, BUDGET, SHORT)
     words = question.replace("<image>", " ")
     blocks = [
-        alone(vlm.encoder, image, words, tokens)
+        alone(vlm.front_end, image, words, tokens)
         for image, tokens in zip(seen, (17, 16), strict=False)
     ]
     expected = embeddings(vlm, [Turn(question, images=2)], blocks)
@@ -68,7 +68,7 @@ def test_each_picture_stands_in_its_place(
 def test_no_picture_costs_nothing(vlm: VLM) -> None:
     ours, backend = counting(vlm)
     heard = Recording(vlm.language_model)
-    answer = VLM(ours.encoder, heard, vlm.tokenizer).ask([], QUESTION, BUDGET, SHORT)
+    answer = VLM(ours.front_end, heard, vlm.tokenizer).ask([], QUESTION, BUDGET, SHORT)
     assert not backend.runs
     np.testing.assert_array_equal(heard.read[0], embeddings(vlm, [Turn(QUESTION)], []))
     assert (answer.compressed, answer.num_visual_tokens, answer.num_patches) == ((), 0, 0)
@@ -180,7 +180,7 @@ def test_a_conversation_about_two_pictures(
     chat = vlm.chat(seen[:2], mode)
     questions = ["is <image> like <image>?", "where is the circle?"]
     compressed = [
-        vlm.encoder.compress([seen[:2]], [text.replace("<image>", " ")], BUDGET)[0].compressed
+        vlm.front_end.compress([seen[:2]], [text.replace("<image>", " ")], BUDGET)[0].compressed
         for text in questions
     ]
     first = chat.ask(questions[0], BUDGET, SHORT)
