@@ -11,7 +11,8 @@ from rich.progress import Progress
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.types import Answer
-from paddle_recomp.vlm.front_end import SeenImage, VisualPrompt
+from paddle_recomp.vlm.answering import VisualPrompt
+from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.vlm import VLM
 from training.scenes import Question, Scene, make_scene, questions
 
@@ -76,11 +77,11 @@ class Evaluation:
         self._see(items)
         images = [self._seen[item.number] for item in items]
         asked = [item.question.question for item in items]
-        front_end, size = self.vlm.front_end, 1 if self.one_by_one else len(items)
+        size = 1 if self.one_by_one else len(items)
         prompts = []
         for i in range(0, len(items), size):
             part = slice(i, i + size)
-            prompts += front_end.compress(images[part], asked[part], budgets[part])
+            prompts += self.vlm.compress(images[part], asked[part], budgets[part])
         return prompts
 
     def _see(self, items: Sequence[Item]) -> None:

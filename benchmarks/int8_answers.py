@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     base = load(options.fp32, llm=options.llm)
 
     def evaluation(bundle: Bundle) -> Evaluation:
-        vlm = VLM(load_front_end(bundle), base.language_model, base.tokenizer)
+        vlm = VLM(load_front_end(bundle), base.answerer)
         return Evaluation(vlm, items, options.batch, one_by_one=True)
 
     ours, others = evaluation(reference), {k: evaluation(b) for k, b in bundles.items()}

@@ -115,6 +115,7 @@ def test_what_takes_long_is_loaded_when_it_is_needed(module: str) -> None:
         "backends.onnx",
         "llm.generation",
         "llm.onnx_decoder",
+        "vlm.answering",
         "vlm.vlm",
         "vlm.loading",
         "vlm.conversation",

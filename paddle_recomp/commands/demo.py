@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -26,20 +23,12 @@ from paddle_recomp.commands.reports import STEPS, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.explain import draw_answer
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.demo import DemoQuestion, demo_pictures
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.vlm import VLM
 
 PICTURES = 3
 """How many of the shipped pictures are shown; each is asked two questions."""
-
-
-@dataclass(frozen=True)
-class DemoQuestion:
-    """A question about a shipped picture, with the answer that the scene's maker knows."""
-
-    picture: Path
-    question: str
-    expected: str
 
 
 @with_options
@@ -61,20 +50,6 @@ def demo(
         with loading_bar(Console(stderr=True), model) as on_progress:
             vlm = load(model, None, None, device, on_progress, llm)
         run_demo(vlm, wanted, output, console)
-
-
-def demo_pictures() -> dict[Path, list[DemoQuestion]]:
-    """The shipped pictures with their questions, those with the most objects first."""
-    folder = Path(str(resources.files("paddle_recomp"))) / "assets" / "pictures"
-    scenes = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
-    scenes.sort(key=lambda scene: -len(scene["objects"]))
-    return {
-        folder / scene["file"]: [
-            DemoQuestion(folder / scene["file"], asked["question"], asked["answer"])
-            for asked in scene["questions"]
-        ]
-        for scene in scenes
-    }
 
 
 def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> None:

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.llm.base import LanguageModel
-from paddle_recomp.llm.draft import Draft
-from paddle_recomp.llm.generation import generate
-from paddle_recomp.llm.splicing import check_room, splice
-from paddle_recomp.preprocess import LanguageTokenizer, Turn, check_question, render
-from paddle_recomp.types import Answer, AnswerStream, Timing, num_patches, stage_counts
-from paddle_recomp.vlm.conversation import (
-    DEFAULT_MODE,
-    Conversation,
-    Mode,
-    check_mode,
-)
+from paddle_recomp.preprocess import Turn, check_question, clip_text, render
+from paddle_recomp.types import Answer, AnswerStream
+from paddle_recomp.vlm.answering import Answerer, VisualPrompt
+from paddle_recomp.vlm.conversation import DEFAULT_MODE, Conversation, Mode, check_mode
 from paddle_recomp.vlm.front_end import (
     ImageLike,
     Images,
     SeenImage,
     VisualFrontEnd,
-    VisualPrompt,
+    check_count,
     listed,
 )
 from paddle_recomp.vlm.latency import Deadline, Latency, known_latency
 
 
 class VLM:
-    """A vision-language model that recompresses its pictures for every question.
+    """A vision-language model that recompresses its pictures for every question: a front end for
+    the pictures, and an answerer for the language.
 
     Where a method takes `images`, that is one picture, several, or none: an empty sequence. They
     stand in front of the question, unless it has a place, `<image>`, for each of them.
@@ -45,16 +35,11 @@ class VLM:
     time."""
 
     def __init__(
-        self,
-        front_end: VisualFrontEnd,
-        language_model: LanguageModel,
-        tokenizer: LanguageTokenizer,
-        latency_file: Path | None = None,
+        self, front_end: VisualFrontEnd, answerer: Answerer, latency_file: Path | None = None
     ) -> None:
         """`latency_file` is where `latency` is kept once it was measured."""
         self.front_end = front_end
-        self.language_model = language_model
-        self.tokenizer = tokenizer
+        self.answerer = answerer
         self.latency_file = latency_file
         self._latency: Latency | None = None
         self._measuring = threading.Lock()
@@ -86,22 +71,7 @@ class VLM:
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
-        return AnswerStream(partial(self._answer, images, question, budget, generation))
-
-    def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
-        """What this model takes on this machine; the first time that takes a while, of which
-        `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
-        with self._measuring:
-            if self._latency is None:
-                self._latency = known_latency(self, self.latency_file, on_step)
-            return self._latency
-
-    def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
-        """Begins a conversation about pictures; see `Conversation`.
-
-        Raises: ImageError, FeatureError, ConfigError (mode)."""
-        check_mode(mode)
-        return Conversation(self, self.front_end.see_all(images), mode)
+        return AnswerStream(partial(self._stream, images, question, budget, generation))
 
     def ask_batch(
         self,
@@ -110,33 +80,63 @@ class VLM:
         budgets: TokenBudget | Sequence[TokenBudget] | None = None,
         generation: GenerationConfig | None = None,
     ) -> list[Answer]:
-        """Answers several questions in one pass, each with its pictures (`images[i]`); the times
-        are those of the batch.
+        """Answers several questions, each about its pictures (`images[i]`), in one pass: of the
+        vision tower over all new pictures, of the compressor, and of the language model. The times
+        are those of the whole batch, the vision tower's among them.
+
+        With dynamic INT8 (`--precision int8` unless `--quantization static` is given) the ranges of
+        activations span the batch, so that the tokens of a picture depend a little on the pictures
+        beside it; ask one by one where the same answers as alone are needed.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
-        seen = [self.front_end.see_all(some) for some in images]
-        prompts = self.front_end.compress(seen, questions, budgets or TokenBudget())
+        check_count(images, questions)
+        # Cheap checks first: the vision tower is the expensive part.
+        for question, some in zip(questions, images, strict=True):
+            check_question(question, len(listed(some)))
+        seen, seconds = self.front_end.see_all(images)
+        prompts = self._prompts(seen, questions, budgets or TokenBudget(), seconds)
         return self.answer(prompts, generation)
+
+    def compress(
+        self,
+        images: Sequence[SeenImage | Sequence[SeenImage]],
+        questions: Sequence[str],
+        budgets: TokenBudget | Sequence[TokenBudget],
+    ) -> list[VisualPrompt]:
+        """Compresses the seen picture or pictures of each question for it, all in one pass; see
+        `VisualFrontEnd.compress`.
+
+        Raises: QuestionError, ConfigError (budget), FeatureError."""
+        check_count(images, questions)
+        groups = [(one,) if isinstance(one, SeenImage) else one for one in images]
+        return self._prompts(groups, questions, budgets)
 
     def answer(
         self, prompts: Sequence[VisualPrompt], generation: GenerationConfig | None = None
     ) -> list[Answer]:
-        """Answers what `front_end.compress` made, in one pass or one by one, in one pass of the
+        """Answers the prompts that `compress` made, in one pass or one by one, in one pass of the
         language model; the time to the first token is that of both.
 
         Raises: ContextLengthError."""
-        generation = generation or GenerationConfig()
-        drafts, marks = self._drafts(len(prompts), generation), [time.perf_counter()]
-        embeds = [self._splice(prompt, generation) for prompt in prompts]
-        for _ in generate(self.language_model, embeds, drafts, generation):
-            marks.append(time.perf_counter())
-        answers = []
-        for prompt, draft, rows in zip(prompts, drafts, embeds, strict=True):
-            start = marks[0] - prompt.timing.text - prompt.timing.compress
-            answers.append(self._finish(prompt, draft, len(rows), 0.0, start, marks))
-        return answers
+        return self.answerer.answer(prompts, generation or GenerationConfig())
 
-    def _answer(
+    def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
+        """Begins a conversation about pictures; see `Conversation`.
+
+        Raises: ImageError, FeatureError, ConfigError (mode)."""
+        check_mode(mode)
+        (seen,), _ = self.front_end.see_all([images])
+        return Conversation(self.front_end, self.answerer, self.latency, seen, mode)
+
+    def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
+        """What this model takes on this machine; the first time that takes a while, of which
+        `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
+        with self._measuring:
+            if self._latency is None:
+                self._latency = known_latency(self.see, self.ask, self.latency_file, on_step)
+            return self._latency
+
+    def _stream(
         self,
         images: Images,
         question: str,
@@ -149,85 +149,35 @@ class VLM:
         check_question(question, len(given))
         deadline, words = Deadline(budget, self.latency), partial(self._words, question, len(given))
         deadline.check(words, len(given), sum(not isinstance(one, SeenImage) for one in given))
-        seen = self.front_end.see_all(given)
-        vision = sum(s.seconds for s, image in zip(seen, given, strict=True) if s is not image)
-        (prompt,) = self.front_end.compress([seen], [question], deadline.budget(words, seen))
-        embeds = self._splice(prompt, generation)
-        model = self.language_model
-        yield from self.speak(stream, model, prompt, embeds, generation, deadline.start, vision)
+        (seen,), seconds = self.front_end.see_all([given])
+        (prompt,) = self._prompts([seen], [question], deadline.budget(words, seen), seconds)
+        embeds = self.answerer.embed_prompt(prompt, generation.max_new_tokens)
+        running = self.answerer.generate([embeds], generation)
+        yield from self.answerer.stream(running, prompt.pictures, deadline.start, stream)
         deadline.note(stream.answer)
-
-    def speak(
-        self,
-        stream: AnswerStream,
-        model: LanguageModel,
-        prompt: VisualPrompt,
-        embeds: np.ndarray,
-        generation: GenerationConfig,
-        start: float,
-        vision: float = 0.0,
-    ) -> Iterator[str]:
-        """The pieces of an answer to the embeddings [T, D] that a prompt became; leaves the answer
-        in the stream. `start` is the time of the question, `vision` the part of it that seeing
-        took.
-
-        Raises: ContextLengthError."""
-        if stream.cancelled:
-            return
-        (draft,), marks = self._drafts(1, generation), [time.perf_counter()]
-        try:
-            for (piece,) in generate(model, [embeds], [draft], generation):
-                marks.append(time.perf_counter())
-                if piece:
-                    yield piece
-                if stream.cancelled:
-                    return
-        finally:
-            if len(marks) > 1:
-                stream.answer = self._finish(prompt, draft, len(embeds), vision, start, marks)
-
-    def _drafts(self, count: int, generation: GenerationConfig) -> list[Draft]:
-        ends = self.tokenizer.eos_token_ids
-        return [Draft(self.tokenizer.stream(), ends, generation) for _ in range(count)]
 
     def _words(self, question: str, num_images: int) -> int:
         """Positions of a prompt besides its visual tokens."""
-        prompt = render(self.front_end.template, [Turn(question, images=num_images)])
-        return len(self.tokenizer.encode(prompt)) - num_images
+        return len(self.answerer.encode([Turn(question, images=num_images)])) - num_images
 
-    def _splice(self, prompt: VisualPrompt, generation: GenerationConfig) -> np.ndarray:
-        """The embeddings [T, D] of a prompt, visual tokens where it names a picture."""
-        ids = self.tokenizer.encode(prompt.text)
-        blocks = [one.tokens[0] for one in prompt.compressed]
-        check_room(self.language_model, ids, blocks, generation.max_new_tokens)
-        return splice(self.language_model, ids, blocks)
-
-    def _finish(
+    def _prompts(
         self,
-        prompt: VisualPrompt,
-        draft: Draft,
-        prefilled: int,
-        vision: float,
-        start: float,
-        marks: list[float],
-    ) -> Answer:
-        """`marks` are the times when the prompt was ready and when each token was."""
-        timing: Timing = replace(
-            prompt.timing,
-            vision=vision,
-            prefill=marks[1] - marks[0],
-            decode=marks[-1] - marks[1],
-            first_token=marks[1] - start,
-        )
-        return Answer(
-            text=draft.text.strip(),
-            token_ids=tuple(draft.token_ids),
-            stage_counts=stage_counts(self.front_end.stages, *prompt.compressed),
-            num_patches=num_patches(*prompt.compressed),
-            timing=timing,
-            compressed=prompt.compressed,
-            finish_reason=draft.finish_reason or "cancelled",
-            logprobs=tuple(draft.logprobs),
-            stages=self.front_end.stages,
-            prefilled=prefilled,
-        )
+        pictures: Sequence[Sequence[SeenImage]],
+        questions: Sequence[str],
+        budgets: TokenBudget | Sequence[TokenBudget],
+        seconds: float = 0.0,
+    ) -> list[VisualPrompt]:
+        """Each question with its pictures compressed for it; seeing these took `seconds`."""
+        counts = [len(some) for some in pictures]
+        asked = [check_question(q, count) for q, count in zip(questions, counts, strict=True)]
+        template, source = self.answerer.template, self.front_end.question_source
+        texts = [clip_text(q, n, template, source) for q, n in zip(asked, counts, strict=True)]
+        prompts = [
+            render(template, [Turn(question, images=count)])
+            for question, count in zip(asked, counts, strict=True)
+        ]
+        compressed = self.front_end.compress(pictures, texts, budgets)
+        return [
+            VisualPrompt(text, replace(one, timing=replace(one.timing, vision=seconds)))
+            for text, one in zip(prompts, compressed, strict=True)
+        ]

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.commands.main import main
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
-from paddle_recomp.vlm.loading import demo_folder, find, find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.demo import demo_folder, demo_pictures
+from paddle_recomp.vlm.loading import find, find_checkpoint, load, load_front_end
 from tests.hiding import recomp_without
 
 from .conftest import edit

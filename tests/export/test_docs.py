@@ -37,6 +37,6 @@ def test_it_gives_what_the_runner_gives(demo_bundle: Bundle, picture: Path, tmp_
     for model in (demo_bundle, find_checkpoint("demo")):
         front_end = load_front_end(model)
         (prompt,) = front_end.compress(front_end.see([picture]), [QUESTION], TokenBudget())
-        expected = prompt.compressed[0].tokens
+        expected = prompt.compressed[0].embeds
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

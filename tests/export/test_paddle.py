@@ -30,7 +30,8 @@ from paddle_recomp.bundle.contract import INPUTS, Graph
 from paddle_recomp.commands.main import main
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_front_end
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT, demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 from tests.hiding import recomp_without, without
 
 from .conftest import edit
@@ -414,5 +415,5 @@ def test_the_documented_program_gives_what_the_runner_gives(
     subprocess.run([*command, str(tmp_path / "inputs.npz"), str(tmp_path / "out.npy")], check=True)
     found = np.load(tmp_path / "out.npy")
     (prompt,) = front_end.compress(front_end.see([picture]), [QUESTION], TokenBudget())
-    expected = prompt.compressed[0].tokens
+    expected = prompt.compressed[0].embeds
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

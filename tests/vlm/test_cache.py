@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paddle_recomp.bundle.contract import OUTPUTS, Graph
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.preprocess import load_image
 from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.demo import demo_pictures
 from paddle_recomp.vlm.feature_cache import HALVED, SUFFIX, FeatureCache
 from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
 

@@ -11,7 +11,8 @@ import sentencepiece
 from PIL import Image
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.vlm.loading import demo_folder, find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.demo import demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
 from paddle_recomp.vlm.vlm import VLM
 from tests.checkpoint.conftest import ORIGINAL_CONFIG
 from tests.checkpoint.writers import write_json, write_torch
@@ -71,7 +72,7 @@ def original(folder: Path) -> VLM:
 
 def test_it_answers_with_its_own_template_and_tokenizer(original: VLM, picture: Path) -> None:
     seen = original.see(picture)
-    (prompt,) = original.front_end.compress([seen], [QUESTION], TokenBudget(tokens=20))
+    (prompt,) = original.compress([seen], [QUESTION], TokenBudget(tokens=20))
     assert prompt.text.startswith("A chat between a curious user")
     answer = original.ask(
         seen, QUESTION, TokenBudget(tokens=20), generation=GenerationConfig(max_new_tokens=3)
@@ -98,4 +99,4 @@ def test_same_weights_same_tokens(original: VLM) -> None:
         for front_end in (original.front_end, other)
     )
     np.testing.assert_array_equal(ours.index, theirs.index)
-    np.testing.assert_allclose(ours.tokens, theirs.tokens, atol=1e-5)
+    np.testing.assert_allclose(ours.embeds, theirs.embeds, atol=1e-5)

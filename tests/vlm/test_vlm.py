@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.compression.config import preset
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import (
@@ -20,7 +19,8 @@ from paddle_recomp.errors import (
     RecompWarning,
 )
 from paddle_recomp.types import Stage
-from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.demo import demo_pictures
+from paddle_recomp.vlm.loading import load
 from paddle_recomp.vlm.vlm import VLM
 from tests.vlm.counting import CountingBackend, counting
 
@@ -85,10 +85,13 @@ def test_full_is_every_patch_through_the_projector(vlm: VLM, picture: Path) -> N
 
 
 def test_faithful_never_reads_the_question(picture: Path) -> None:
-    front_end = load_front_end(find_checkpoint("demo"), preset("faithful"))
-    (seen,) = front_end.see([picture])
-    first, second = (front_end.compress([seen], [q], TokenBudget())[0] for q in QUESTIONS[:2])
+    vlm = load("demo-checkpoint", config=preset("faithful"))
+    seen = vlm.see(picture)
+    first, second = (vlm.compress([seen], [q], TokenBudget())[0].pictures for q in QUESTIONS[:2])
     np.testing.assert_array_equal(first.compressed[0].index, second.compressed[0].index)
+    answers = [vlm.chat(seen, "recompress").ask(q) for q in QUESTIONS[:2]]
+    for answer in answers:
+        np.testing.assert_array_equal(answer.compressed[0].index, first.compressed[0].index)
 
 
 def test_text_that_cannot_be_asked(vlm: VLM, picture: Path) -> None:

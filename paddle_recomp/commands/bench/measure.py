@@ -185,6 +185,6 @@ def _ask_twice(
 
 def _endless(vlm: VLM) -> VLM:
     """The same model with answers that no token ends: those of random weights end anywhere."""
-    tokenizer = copy.copy(vlm.tokenizer)
+    tokenizer = copy.copy(vlm.answerer.tokenizer)
     tokenizer.eos_token_ids = ()
-    return VLM(vlm.front_end, vlm.language_model, tokenizer)
+    return VLM(vlm.front_end, replace(vlm.answerer, tokenizer=tokenizer))
