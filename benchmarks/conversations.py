@@ -27,7 +27,7 @@ from paddle_recomp.types import Answer
 from paddle_recomp.vlm.conversation import Mode
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 from training.scenes import Question, make_scene, questions
 
 TURNS = 5

@@ -14,7 +14,8 @@ from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, checksum, 
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.preprocess import ClipTokenizer
-from paddle_recomp.vlm.loading import image_processor, projector_checksum
+from paddle_recomp.vlm.fingerprints import projector_checksum
+from paddle_recomp.vlm.loading import image_processor
 
 from .accuracy import TOWERS
 from .calibration import Quantisation, Samples

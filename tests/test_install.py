@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.commands.demo import demo_pictures
-from paddle_recomp.vlm.loading import demo_bundle_folder, demo_folder
+from paddle_recomp.vlm.demo import demo_bundle_folder, demo_folder, demo_pictures
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("paddle", "paddlenlp", "torch", "transformers", "onnx", "paddle2onnx")

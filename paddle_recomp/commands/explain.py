@@ -23,6 +23,7 @@ from paddle_recomp.commands.options import (
 from paddle_recomp.commands.reports import working
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import save_answer
+from paddle_recomp.preprocess import check_question, clip_text
 
 
 @with_options
@@ -40,7 +41,7 @@ def explain(
     runtime: RuntimeOptions,
 ) -> None:
     """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
-    from paddle_recomp.vlm.loading import find, load_encoder
+    from paddle_recomp.vlm.loading import chat_template, find, load_front_end
 
     config, wanted = compression.build(), budget.build()
     if not images:
@@ -50,7 +51,7 @@ def explain(
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
             found = find(model, clip)
-            encoder = load_encoder(
+            front_end = load_front_end(
                 found,
                 config,
                 runtime.device,
@@ -58,7 +59,9 @@ def explain(
                 precision=runtime.precision,
             )
         with working(console, "compressing"):
-            (prompt,) = encoder.compress([encoder.see(images)], [question], wanted)
-    processor = encoder.image_processor
-    save_answer(output, pictures, prompt.compressed, encoder.stages, processor, question)
+            asked, source = check_question(question, len(images)), front_end.question_source
+            text = clip_text(asked, len(images), chat_template(found), source)
+            (chosen,) = front_end.compress([front_end.see(images)], [text], wanted)
+    processor = front_end.image_processor
+    save_answer(output, pictures, chosen.compressed, front_end.stages, processor, question)
     typer.echo(output)

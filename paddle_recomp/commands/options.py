@@ -22,7 +22,7 @@ from paddle_recomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from paddle_recomp.vlm.feature_cache import FeatureCache
-    from paddle_recomp.vlm.runner import VLM
+    from paddle_recomp.vlm.vlm import VLM
 
 _T = TypeVar("_T")
 DEFAULTS = GenerationConfig()

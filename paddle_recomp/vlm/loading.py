@@ -1,15 +1,11 @@
-"""From the name of a model to a runner: checkpoints, bundles, and the embedded demo."""
+"""From the name of a model to a runner: how a VLM is built of a checkpoint, and of a bundle."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
-
-import platformdirs
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
@@ -18,30 +14,27 @@ from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import get_method
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
-from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor, LanguageTokenizer
+from paddle_recomp.llm.base import LanguageModel
+from paddle_recomp.preprocess import (
+    TEMPLATES,
+    ChatTemplate,
+    ClipTokenizer,
+    ImageProcessor,
+    LanguageTokenizer,
+)
+from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT, demo_bundle_folder, demo_folder
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.front_end import ImageEncoder
-from paddle_recomp.vlm.machine import this_machine
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.fingerprints import latency_file, projector_checksum, tower_checksum
+from paddle_recomp.vlm.front_end import VisualFrontEnd
+from paddle_recomp.vlm.vlm import VLM
 
-DEMO = "demo"
-"""The embedded model: its bundle where something runs it, its checkpoint where a checkpoint is
-asked for."""
-DEMO_CHECKPOINT = "demo-checkpoint"
-"""Its checkpoint, also where a bundle could be run."""
 BACKENDS = ("onnx", "paddle")
 """What runs a bundle: ONNX Runtime, Paddle Inference."""
 
-
-def demo_folder() -> Path:
-    """The folder of the embedded model: `llava` and `clip` are its checkpoint."""
-    return Path(str(resources.files("paddle_recomp"))) / "assets" / "demo"
-
-
-def demo_bundle_folder() -> Path:
-    """What `make demo-bundle` exported from it."""
-    return demo_folder() / "bundle"
+OnBytes = Callable[[int], None]
+"""Hears the bytes of each piece that was loaded."""
 
 
 def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkpoint:
@@ -71,33 +64,6 @@ def find(
     return open_bundle(folder)
 
 
-def load_encoder(
-    model: Checkpoint | Bundle,
-    config: CompressionConfig | None = None,
-    device: str = "cpu",
-    on_tensor: Callable[[int], None] = lambda num_bytes: None,
-    backend: str | None = None,
-    precision: str | None = None,
-    cache: FeatureCache | None = None,
-) -> ImageEncoder:
-    """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
-    Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
-    Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
-    With a `cache`, the vision tower runs only over pictures whose features are not in it.
-
-    Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
-    if isinstance(model, Bundle):
-        encoder = _bundle_encoder(model, config, device, backend or BACKENDS[0], precision)
-    elif backend is not None or precision is not None:
-        raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
-    else:
-        encoder = _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
-    if cache is not None:
-        tower = f"{_tower_checksum(model)} {backend} {precision} {device}"
-        encoder.backend = CachedBackend(encoder.backend, cache, tower)
-    return encoder
-
-
 def load(
     model: str | Path = DEMO,
     clip: str | Path | None = None,
@@ -112,83 +78,129 @@ def load(
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
     was exported without its language model takes it from the folder of the checkpoint that it was
     exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
-    `backend` and `precision` say what runs a bundle's encoder, `cache` what need not run again;
-    see `load_encoder`.
+    `backend` and `precision` say what runs a bundle's visual encoder, `cache` which pictures need
+    not be seen again; see `load_front_end`.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
-    Raises: as `load_encoder`."""
-    found, done = find(model, clip, llm), 0
-
-    def on_bytes(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        on_progress(done, total)
-
-    if isinstance(found, Bundle) and found.decoder is not None and llm is None:
-        encoder = load_encoder(
-            found, config, device, backend=backend, precision=precision, cache=cache
+    Raises: as `load_front_end`."""
+    found = find(model, clip, llm)
+    if isinstance(found, Bundle):
+        front_end, answerer = _load_bundle(
+            found, llm, clip, config, device, on_progress, backend, precision, cache
         )
+    elif llm is not None:
+        raise ConfigError(f"{model} is a checkpoint and has its own language model")
+    else:
+        front_end, answerer = _load_checkpoint(
+            found, config, device, on_progress, backend, precision, cache
+        )
+    return VLM(front_end, answerer, latency_file(found, device, backend, precision))
+
+
+def _load_checkpoint(
+    checkpoint: Checkpoint,
+    config: CompressionConfig | None,
+    device: str,
+    on_progress: Callable[[int, int], None],
+    backend: str | None,
+    precision: str | None,
+    cache: FeatureCache | None,
+) -> tuple[VisualFrontEnd, Answerer]:
+    """All of it runs in eager Paddle."""
+    on_bytes = _counter(sum(checkpoint.num_bytes(part) for part in PARTS), on_progress)
+    front_end = load_front_end(checkpoint, config, device, on_bytes, backend, precision, cache)
+    model = _paddle_llama(checkpoint, device, on_bytes)
+    words = LanguageTokenizer.from_folder(checkpoint.model_dir)
+    return front_end, Answerer(model, words, chat_template(checkpoint))
+
+
+def _load_bundle(
+    bundle: Bundle,
+    llm: str | Path | None,
+    clip: str | Path | None,
+    config: CompressionConfig | None,
+    device: str,
+    on_progress: Callable[[int, int], None],
+    backend: str | None,
+    precision: str | None,
+    cache: FeatureCache | None,
+) -> tuple[VisualFrontEnd, Answerer]:
+    """The front end runs by its backend; the language model is the bundle's own decoder, or that of
+    the checkpoint `llm`."""
+    model: LanguageModel
+    if bundle.decoder is not None and llm is None:
         from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
 
-        total = sum(found.files[name].num_bytes for name in decoder_files(found))
+        front_end = load_front_end(
+            bundle, config, device, backend=backend, precision=precision, cache=cache
+        )
+        total = sum(bundle.files[name].num_bytes for name in decoder_files(bundle))
         # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
         provider = "cpu" if backend == "paddle" or device == "openvino" else device
-        decoder = OnnxDecoder.from_bundle(found, [provider], on_file=on_bytes)
-        words = LanguageTokenizer.from_folder(found.llm_dir)
-        return VLM(encoder, decoder, words, _latency_file(found, device, backend, precision))
-    if isinstance(found, Bundle):
-        parts: tuple[str, ...] = PARTS[-1:]
-        checkpoint = _language_checkpoint(found, llm, clip)
+        model = OnnxDecoder.from_bundle(bundle, [provider], on_file=_counter(total, on_progress))
+    else:
+        checkpoint = _language_checkpoint(bundle, llm, clip)
+        on_bytes = _counter(checkpoint.num_bytes("language_model"), on_progress)
+        front_end = load_front_end(bundle, config, device, on_bytes, backend, precision, cache)
         # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
-        llm_dir, llm_device = found.llm_dir, "cpu"
+        model = _paddle_llama(checkpoint, "cpu", on_bytes)
+    words = LanguageTokenizer.from_folder(bundle.llm_dir)
+    return front_end, Answerer(model, words, chat_template(bundle))
+
+
+def load_front_end(
+    model: Checkpoint | Bundle,
+    config: CompressionConfig | None = None,
+    device: str = "cpu",
+    on_tensor: OnBytes = lambda num_bytes: None,
+    backend: str | None = None,
+    precision: str | None = None,
+    cache: FeatureCache | None = None,
+) -> VisualFrontEnd:
+    """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
+    Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
+    Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
+    With a `cache`, the vision tower runs only over pictures whose features are not in it.
+
+    Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
+    if isinstance(model, Bundle):
+        front_end = _bundle_front_end(model, config, device, backend or BACKENDS[0], precision)
+    elif backend is not None or precision is not None:
+        raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
     else:
-        if llm is not None:
-            raise ConfigError(f"{model} is a checkpoint and has its own language model")
-        parts, checkpoint, llm_dir, llm_device = PARTS, found, found.model_dir, device
-    total = sum(checkpoint.num_bytes(part) for part in parts)
-    encoder = load_encoder(found, config, device, on_bytes, backend, precision, cache)
-    with _paddle_required():
-        from paddle_recomp.llm.paddle_llama import PaddleLlama
-    return VLM(
-        encoder,
-        PaddleLlama(checkpoint, llm_device, on_bytes),
-        LanguageTokenizer.from_folder(llm_dir),
-        _latency_file(found, device, backend, precision),
+        front_end = _checkpoint_front_end(model, config or CompressionConfig(), device, on_tensor)
+    if cache is None:
+        return front_end
+    tower = f"{tower_checksum(model)} {backend} {precision} {device}"
+    return replace(front_end, backend=CachedBackend(front_end.backend, cache, tower))
+
+
+def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
+    """The template that a model was trained on.
+
+    Raises: BundleError for a bundle that names an unknown one."""
+    if isinstance(model, Checkpoint):
+        return TEMPLATES[model.spec.chat_template]
+    if model.template not in TEMPLATES:
+        known = ", ".join(TEMPLATES)
+        found = f"{model.folder}: unknown chat template {model.template!r}"
+        raise BundleError(f"{found}; known: {known}")
+    return TEMPLATES[model.template]
+
+
+def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
+    """How a checkpoint wants its pictures prepared.
+
+    Raises: CheckpointError."""
+    own = any(
+        (checkpoint.model_dir / name).is_file()
+        for name in ("preprocessor_config.json", "processor_config.json")
     )
-
-
-def projector_checksum(checkpoint: Checkpoint) -> str:
-    """By which a bundle recognises the checkpoint that it was exported from."""
-    return _part_checksum(checkpoint, "projector")
-
-
-def _part_checksum(checkpoint: Checkpoint, part: str) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(checkpoint.expected(part)):
-        array = checkpoint.parameter(part, name)
-        digest.update(name.encode() + array.astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-def _tower_checksum(model: Checkpoint | Bundle) -> str:
-    """By which a cache knows whose features it holds. Of a bundle every file is named that
-    stands in front of the language model: they were exported together."""
-    if isinstance(model, Checkpoint):
-        return _part_checksum(model, "vision_tower")
-    decoder = () if model.decoder is None else (model.decoder.file, model.decoder.embed_tokens)
-    files = sorted((n, i.sha256) for n, i in model.files.items() if not n.startswith(decoder))
-    return hashlib.sha256(repr(files).encode()).hexdigest()
-
-
-def _latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
-    """Where it is kept what a model takes here; another machine, or whatever runs it, has a file of
-    its own. Of a checkpoint only the shapes count, as they do for the time."""
-    if isinstance(model, Checkpoint):
-        about: object = asdict(model.spec)
-    else:
-        about = sorted((name, info.sha256) for name, info in model.files.items())
-    digest = hashlib.sha256(repr((about, run_by, this_machine())).encode()).hexdigest()
-    return platformdirs.user_cache_path("paddle_recomp") / "latency" / f"{digest[:32]}.json"
+    return ImageProcessor.from_folder(
+        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
+        checkpoint.model_dir if own else checkpoint.clip_dir,
+        aspect="pad" if checkpoint.spec.pad_to_square else None,
+    )
 
 
 def _language_checkpoint(
@@ -212,13 +224,13 @@ def _language_checkpoint(
     return checkpoint
 
 
-def _bundle_encoder(
+def _bundle_front_end(
     bundle: Bundle,
     config: CompressionConfig | None,
     device: str,
     backend: str,
     precision: str | None,
-) -> ImageEncoder:
+) -> VisualFrontEnd:
     if config is not None and config != bundle.config:
         exported, asked = bundle.config.as_dict(), config.as_dict()
         name = next(name for name in asked if asked[name] != exported.get(name))
@@ -232,12 +244,11 @@ def _bundle_encoder(
     runs = _bundle_backend(bundle, device, backend, precision)
     for folder in ("clip/", "llm/"):
         bundle.verify(folder)
-    return ImageEncoder(
+    return VisualFrontEnd(
         backend=runs,
         image_processor=bundle.image_processor,
         tokenizer=ClipTokenizer.from_folder(bundle.clip_dir),
         question_positions=bundle.question_positions,
-        template=bundle.template,
         config=bundle.config,
         stages=get_method(bundle.config.method).stages,
     )
@@ -260,40 +271,38 @@ def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | Non
     return sessions
 
 
-def _checkpoint_encoder(
-    checkpoint: Checkpoint,
-    config: CompressionConfig,
-    device: str,
-    on_tensor: Callable[[int], None],
-) -> ImageEncoder:
+def _checkpoint_front_end(
+    checkpoint: Checkpoint, config: CompressionConfig, device: str, on_tensor: OnBytes
+) -> VisualFrontEnd:
     with _paddle_required():
         from paddle_recomp.backends.eager import EagerBackend
-    spec = checkpoint.spec
     backend = EagerBackend(checkpoint, config, device, on_tensor)
-    return ImageEncoder(
+    return VisualFrontEnd(
         backend=backend,
         image_processor=image_processor(checkpoint),
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
-        question_positions=spec.text.max_positions,
-        template=spec.chat_template,
+        question_positions=checkpoint.spec.text.max_positions,
         config=config,
         stages=backend.stages,
     )
 
 
-def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
-    """How a checkpoint wants its pictures prepared.
+def _paddle_llama(checkpoint: Checkpoint, device: str, on_tensor: OnBytes) -> LanguageModel:
+    with _paddle_required():
+        from paddle_recomp.llm.paddle_llama import PaddleLlama
+    return PaddleLlama(checkpoint, device, on_tensor)
 
-    Raises: CheckpointError."""
-    own = any(
-        (checkpoint.model_dir / name).is_file()
-        for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    return ImageProcessor.from_folder(
-        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
-        checkpoint.model_dir if own else checkpoint.clip_dir,
-        aspect="pad" if checkpoint.spec.pad_to_square else None,
-    )
+
+def _counter(total: int, on_progress: Callable[[int, int], None]) -> OnBytes:
+    """Adds up the bytes that it hears, and tells them with their total."""
+    done = 0
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        on_progress(done, total)
+
+    return on_bytes
 
 
 @contextmanager

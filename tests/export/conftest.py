@@ -19,7 +19,8 @@ from export.convert import Job
 from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, seal
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.vlm.loading import demo_folder, find_checkpoint
+from paddle_recomp.vlm.demo import demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
 

@@ -33,7 +33,8 @@ from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.errors import BundleError, CheckpointNotFoundError, ConfigError
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT
+from paddle_recomp.vlm.loading import find_checkpoint
 
 from .conftest import graphs_of
 

@@ -20,9 +20,9 @@ from export.calibration import Quantisation
 from export.scales import SCALES, read_scales
 from export.verify import compare_kept, verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.vlm.loading import demo_bundle_folder, load_encoder
+from paddle_recomp.vlm.demo import demo_bundle_folder, demo_pictures
+from paddle_recomp.vlm.loading import load_front_end
 
 from .conftest import edit, graphs_of
 from .test_export import content
@@ -89,10 +89,12 @@ def test_an_int8_bundle_is_small_close_and_says_what_it_is(
     assert metadata["recomp.precision"] == "int8"
     assert json.loads(metadata["recomp.quantisation"]) == fields["quantisation"]
 
-    encoder = load_encoder(bundle)
+    front_end = load_front_end(bundle)
     picture = next(iter(demo_pictures()))
-    (prompt,) = encoder.compress(encoder.see([picture]), ["what is red?"], TokenBudget(tokens=16))
-    assert np.isfinite(prompt.compressed[0].tokens).all()
+    (prompt,) = front_end.compress(
+        front_end.see([picture]), ["what is red?"], TokenBudget(tokens=16)
+    )
+    assert np.isfinite(prompt.compressed[0].embeds).all()
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])

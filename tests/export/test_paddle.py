@@ -30,7 +30,8 @@ from paddle_recomp.bundle.contract import INPUTS, Graph
 from paddle_recomp.commands.main import main
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_encoder
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT, demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 from tests.hiding import recomp_without, without
 
 from .conftest import edit
@@ -422,14 +423,14 @@ def test_the_documented_program_gives_what_the_runner_gives(
     text = DOCUMENT.read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(program.splitlines()) <= 24
-    encoder = load_encoder(paddle_bundle, backend="paddle")
+    front_end = load_front_end(paddle_bundle, backend="paddle")
     picture = demo_folder().parent / "pictures" / "scene_0.png"
-    pixels = encoder.image_processor([encoder.see([picture])[0].picture])
-    ids, _ = encoder.tokenizer.encode([QUESTION], encoder.question_positions)
+    pixels = front_end.image_processor([front_end.see([picture])[0].picture])
+    ids, _ = front_end.tokenizer.encode([QUESTION], front_end.question_positions)
     np.savez(tmp_path / "inputs.npz", pixel_values=pixels, question_ids=ids)
     command = [sys.executable, "-I", "-c", program, str(paddle_bundle.folder)]
     subprocess.run([*command, str(tmp_path / "inputs.npz"), str(tmp_path / "out.npy")], check=True)
     found = np.load(tmp_path / "out.npy")
-    (prompt,) = encoder.compress(encoder.see([picture]), [QUESTION], TokenBudget())
-    expected = prompt.compressed[0].tokens
+    (prompt,) = front_end.compress(front_end.see([picture]), [QUESTION], TokenBudget())
+    expected = prompt.compressed[0].embeds
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

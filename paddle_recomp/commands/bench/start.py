@@ -54,7 +54,7 @@ def bench(
     """Measure MODEL on this machine: uncompressed, with the dynamic budget, and with few tokens."""
     from paddle_recomp.commands.bench import BenchConfig, print_report, report_dict, shape_line
     from paddle_recomp.commands.bench import bench as measure
-    from paddle_recomp.commands.demo import demo_pictures
+    from paddle_recomp.vlm.demo import demo_pictures
     from paddle_recomp.vlm.loading import find, load
 
     config = BenchConfig(tuple(tokens or ()), BenchConfig.questions, new_tokens, repeats)

@@ -11,6 +11,7 @@ import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ PATCHES, WIDTH, JOINT, LANGUAGE = 49, 12, 8, 10
 BOUNDS = ((1, PATCHES), (1, 9), (12, 12), (PATCHES, PATCHES))
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """One compressed picture, as lists: the fields of `Compressed` without padding."""
 
     tokens: list[np.ndarray]
