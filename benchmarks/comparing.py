@@ -17,7 +17,7 @@ from rich.progress import (
 from export.verify import compare_kept
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.types import Compressed
+from paddle_recomp.types import VisualTokens
 
 FRACTIONS = {"12.5%": 1 / 8, "25%": 1 / 4}
 """Exact budgets, as shares of all patches."""
@@ -29,12 +29,12 @@ def budgets_for(patches: int) -> dict[str, TokenBudget]:
     return {"full": TokenBudget(full=True), "dynamic": TokenBudget(), **exact}
 
 
-def kept_alike(expected: Compressed, found: Compressed) -> tuple[float, float]:
+def kept_alike(expected: VisualTokens, found: VisualTokens) -> tuple[float, float]:
     """Intersection over union of the patches that one image keeps as they are, and the mean
     cosine of the embeddings of those that both keep. numpy, B = 1."""
     first, second = (
         {
-            "visual_embeds": one.tokens,
+            "visual_embeds": one.embeds,
             "token_count": one.count,
             "token_index": one.index,
             "token_stage": one.stage,
@@ -51,7 +51,7 @@ def fingerprint(bundle: Bundle) -> dict[str, str]:
 
 def checksums(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
     """The beginnings of the checksums of some files of a bundle."""
-    return {name: bundle.files[name].sha256[:16] for name in names}
+    return {name: bundle.checksums[name][:16] for name in names}
 
 
 def progress_bar() -> Progress:

@@ -21,13 +21,13 @@ from rich.table import Table
 
 from benchmarks.held_out import FIRST_SEED, SHORT
 from benchmarks.int8_answers import paired_interval
-from export.build import export
+from export.build import export_bundle
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.conversation import Mode
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 from training.scenes import Question, make_scene, questions
 
 TURNS = 5
@@ -154,7 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(highlight=False, width=120)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = options.bundle or export("demo", Path(folder) / "bundle").folder
+        bundle = options.bundle or export_bundle("demo", Path(folder) / "bundle").folder
         replies = measure(load(bundle), options.scenes)
     console.print(*tables(replies))
     print_differences(console, replies)

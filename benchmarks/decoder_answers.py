@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -21,8 +22,9 @@ from export.decoder.write import write_decoder
 from paddle_recomp.bundle import DECODER_PRECISIONS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint, load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT
+from paddle_recomp.vlm.loading import find_checkpoint, load
+from paddle_recomp.vlm.vlm import VLM
 
 BUDGETS = {
     "full": TokenBudget(full=True),
@@ -66,7 +68,7 @@ def main() -> None:
             target.mkdir()
             info = write_decoder(checkpoint, target, precision, {})
             decoder = OnnxDecoder(target, info, threads=1)
-            models[precision] = VLM(eager.encoder, decoder, eager.tokenizer)
+            models[precision] = VLM(eager.front_end, replace(eager.answerer, model=decoder))
         items = draw_items(options.scenes)
         right, same = count(items, models)
     table = Table("budget", "decoder", "right %", "as with fp32 %", box=None)

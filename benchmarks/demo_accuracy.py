@@ -23,8 +23,9 @@ from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.compression.config import CompressionConfig, preset
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import Answer
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint, load, load_encoder
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT
+from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.vlm import VLM
 
 SEEN_SHARE = 0.25
 """The visual score drops an object when it keeps less than this share of its patches."""
@@ -113,16 +114,14 @@ class Bench:
         self.batch = batch
         self.progress = progress
         self.base = load(model)
-        self.patches = self.base.encoder.see([Image.fromarray(self.items[0].scene.image)])[
-            0
-        ].num_patches
+        self.patches = self.base.see(Image.fromarray(self.items[0].scene.image)).num_patches
 
     def outcomes(
         self, config: CompressionConfig, budgets: Sequence[TokenBudget], name: str
     ) -> list[Outcome]:
         """One configuration over all items."""
-        encoder = load_encoder(find_checkpoint(self.model), config)
-        vlm = VLM(encoder, self.base.language_model, self.base.tokenizer)
+        front_end = load_front_end(find_checkpoint(self.model), config)
+        vlm = VLM(front_end, self.base.answerer)
         answers = Evaluation(vlm, self.items, self.batch).answers(budgets, self.progress, name)
         return [outcome(item, one) for item, one in zip(self.items, answers, strict=True)]
 

@@ -23,9 +23,11 @@ from benchmarks.comparing import kept_alike
 from benchmarks.held_out import Item, draw_items
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.config import TokenBudget
+from paddle_recomp.preprocess import ChatTemplate, clip_text
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find, load_encoder
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
+from paddle_recomp.vlm.loading import chat_template, find, load_front_end
 
 BUDGETS = {"dynamic": TokenBudget(), "32 tokens": TokenBudget(tokens=32)}
 ARRAYS = OUTPUTS["vision"]
@@ -37,21 +39,24 @@ def rounded(seen: SeenImage, names: Iterable[str]) -> SeenImage:
     return replace(seen, features={**seen.features, **halves})
 
 
-def overlap_table(encoder: ImageEncoder, items: list[Item]) -> Table:
+def overlap_table(front_end: VisualFrontEnd, template: ChatTemplate, items: list[Item]) -> Table:
     """For each array alone in float16, and all together: how alike the choices are."""
     title = f"float16, {len(items)} questions"
     table = Table("in float16", "budget", "mean overlap", "same patches", box=None, title=title)
     numbers = {item.number: item.scene for item in items}
     seen = {
-        number: encoder.see([Image.fromarray(scene.image)])[0] for number, scene in numbers.items()
+        number: front_end.see([Image.fromarray(scene.image)])[0]
+        for number, scene in numbers.items()
     }
     for names in [*((name,) for name in ARRAYS), ARRAYS]:
         other = {number: rounded(one, names) for number, one in seen.items()}
         for budget_name, budget in BUDGETS.items():
             overlaps = []
             for item in track(items, ", ".join(names), console=Console(stderr=True)):
+                question = item.question.question
+                text = clip_text(question, 1, template, front_end.question_source)
                 expected, found = (
-                    encoder.compress([one[item.number]], [item.question.question], budget)[0]
+                    front_end.compress([one[item.number]], [text], budget)[0]
                     for one in (seen, other)
                 )
                 overlaps.append(kept_alike(expected.compressed[0], found.compressed[0])[0])
@@ -66,14 +71,14 @@ def print_times(console: Console, model: str, pictures: list[Image.Image]) -> No
     table = Table("see", "ms, median", box=None, title=f"{len(pictures)} pictures")
     with tempfile.TemporaryDirectory() as folder:
         found = find(model)
-        first, again = (load_encoder(found, cache=FeatureCache(folder=folder)) for _ in range(2))
+        first, again = (load_front_end(found, cache=FeatureCache(folder=folder)) for _ in range(2))
         # The first run of a kernel pays for its set-up.
-        load_encoder(found).see(pictures[:1])
-        for name, encoder in (("tower", first), ("disk", again), ("memory", again)):
+        load_front_end(found).see(pictures[:1])
+        for name, front_end in (("tower", first), ("disk", again), ("memory", again)):
             times = []
             for picture in pictures:
                 start = time.perf_counter()
-                encoder.see([picture])
+                front_end.see([picture])
                 times.append(time.perf_counter() - start)
             table.add_row(name, f"{1e3 * np.median(times):.2f}")
         size = np.mean([path.stat().st_size for path in Path(folder).iterdir()])
@@ -92,7 +97,8 @@ def main() -> None:
     console, items = Console(highlight=False), draw_items(options.scenes)
     pictures = {item.number: Image.fromarray(item.scene.image) for item in items}
     print_times(console, options.model, list(pictures.values()))
-    console.print(overlap_table(load_encoder(find(options.model)), items))
+    found = find(options.model)
+    console.print(overlap_table(load_front_end(found), chat_template(found), items))
 
 
 if __name__ == "__main__":

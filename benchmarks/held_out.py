@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.types import Answer
-from paddle_recomp.vlm.front_end import SeenImage, VisualPrompt
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.answering import VisualPrompt
+from paddle_recomp.vlm.front_end import SeenImage
+from paddle_recomp.vlm.vlm import VLM
 from training.scenes import Question, Scene, make_scene, questions
 
 FIRST_SEED = 500_000
@@ -76,11 +77,11 @@ class Evaluation:
         self._see(items)
         images = [self._seen[item.number] for item in items]
         asked = [item.question.question for item in items]
-        encoder, size = self.vlm.encoder, 1 if self.one_by_one else len(items)
+        size = 1 if self.one_by_one else len(items)
         prompts = []
         for i in range(0, len(items), size):
             part = slice(i, i + size)
-            prompts += encoder.compress(images[part], asked[part], budgets[part])
+            prompts += self.vlm.compress(images[part], asked[part], budgets[part])
         return prompts
 
     def _see(self, items: Sequence[Item]) -> None:
@@ -89,4 +90,4 @@ class Evaluation:
         for i in range(0, len(numbers), size):
             part = numbers[i : i + size]
             pictures = [Image.fromarray(scenes[number].image) for number in part]
-            self._seen.update(zip(part, self.vlm.encoder.see(pictures), strict=True))
+            self._seen.update(zip(part, self.vlm.front_end.see(pictures), strict=True))

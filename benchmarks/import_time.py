@@ -12,7 +12,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-MODULES = ("paddle_recomp", "paddle_recomp.vlm.runner", "paddle_recomp.commands.main", "paddle")
+MODULES = ("paddle_recomp", "paddle_recomp.vlm.vlm", "paddle_recomp.commands.main", "paddle")
 RUNS = 7
 CODE = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
 

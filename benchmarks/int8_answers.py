@@ -26,8 +26,8 @@ from benchmarks.held_out import Evaluation, Item, draw_items, is_right
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.llm.onnx_decoder import decoder_files
 from paddle_recomp.types import Answer
-from paddle_recomp.vlm.loading import load, load_encoder
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.loading import load, load_front_end
+from paddle_recomp.vlm.vlm import VLM
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     base = load(options.fp32, llm=options.llm)
 
     def evaluation(bundle: Bundle) -> Evaluation:
-        vlm = VLM(load_encoder(bundle), base.language_model, base.tokenizer)
+        vlm = VLM(load_front_end(bundle), base.answerer)
         return Evaluation(vlm, items, options.batch, one_by_one=True)
 
     ours, others = evaluation(reference), {k: evaluation(b) for k, b in bundles.items()}

@@ -25,10 +25,10 @@ from export.parity import mean_cosine
 from export.samples import QUESTIONS, load_pictures
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.bundle.contract import OUTPUTS
-from paddle_recomp.preprocess import load_image
+from paddle_recomp.preprocess import clip_text, load_image
 from paddle_recomp.types import Stage
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
-from paddle_recomp.vlm.loading import load_encoder
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
+from paddle_recomp.vlm.loading import chat_template, load_front_end
 
 PHOTOS = (
     "brick",
@@ -59,10 +59,10 @@ def photographs(folder: Path | None) -> list[Image.Image]:
 
 
 def see(bundle: Bundle, pictures: Sequence[Image.Image], progress: Progress) -> list[SeenImage]:
-    """Through an encoder that goes again afterwards: two of full size are a lot of memory."""
-    encoder = load_encoder(bundle)
+    """Through a front end that goes again afterwards: two of full size are a lot of memory."""
+    front_end = load_front_end(bundle)
     seen = progress.track(pictures, description=f"{bundle.folder.name}, {bundle.precision}")
-    return [encoder.see([picture])[0] for picture in seen]
+    return [front_end.see([picture])[0] for picture in seen]
 
 
 def tower_cosines(expected: Sequence[SeenImage], found: Sequence[SeenImage]) -> dict[str, float]:
@@ -84,21 +84,23 @@ def tower_cosines(expected: Sequence[SeenImage], found: Sequence[SeenImage]) -> 
 
 
 def compare_choices(
-    encoders: tuple[ImageEncoder, ImageEncoder],
+    front_ends: tuple[VisualFrontEnd, VisualFrontEnd],
+    texts: Sequence[str],
     seen: tuple[Sequence[SeenImage], Sequence[SeenImage]],
     progress: Progress,
 ) -> dict[str, dict[str, float]]:
-    """By budget: mean overlap of the patches kept, what chance alone would give, mean cosine of
-    the embeddings that both have, and the tokens of each."""
+    """By budget, over the texts that CLIP reads: the mean overlap of the patches kept, the overlap
+    that chance alone would give, the mean cosine of the embeddings that both have, and the tokens
+    of each."""
     rows = {}
     size = seen[0][0].num_patches
     for name, budget in budgets_for(size).items():
         found = []
         for images in progress.track(list(zip(*seen, strict=True)), description=name):
-            for question in QUESTIONS:
+            for text in texts:
                 first, second = (
-                    encoder.compress([image], [question], budget)[0].compressed[0]
-                    for encoder, image in zip(encoders, images, strict=True)
+                    front_end.compress([image], [text], budget)[0].compressed[0]
+                    for front_end, image in zip(front_ends, images, strict=True)
                 )
                 kept = [int(np.isin(c.stage, KEPT).sum()) for c in (first, second)]
                 both = kept[0] * kept[1] / size
@@ -121,7 +123,9 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     reference, other = (open_bundle(folder) for folder in (options.fp32, options.int8))
     pictures = photographs(options.images)
     seen = see(reference, pictures, progress), see(other, pictures, progress)
-    encoders = load_encoder(reference), load_encoder(other)
+    front_ends = load_front_end(reference), load_front_end(other)
+    template, source = chat_template(reference), front_ends[0].question_source
+    texts = [clip_text(question, 1, template, source) for question in QUESTIONS]
     scores = [one.features["visual_score"] for one in seen[0]]
     return {
         "pictures": len(pictures),
@@ -132,7 +136,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         "cosine": tower_cosines(*seen),
         # Over the patches of a picture, as a share of their mean.
         "spread_of_visual_score": round(float(np.mean([s.std() / s.mean() for s in scores])), 4),
-        "budgets": compare_choices(encoders, seen, progress),
+        "budgets": compare_choices(front_ends, texts, seen, progress),
     }
 
 

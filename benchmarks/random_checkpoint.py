@@ -28,7 +28,8 @@ from paddle_recomp.checkpoint.spec import (
     TextTowerSpec,
     VisionTowerSpec,
 )
-from paddle_recomp.vlm.loading import DEMO, demo_folder, find_checkpoint
+from paddle_recomp.vlm.demo import DEMO, demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint
 
 SHARD_BYTES = 2 * 2**30
 CHUNK = 2**22

@@ -25,10 +25,11 @@ from benchmarks.held_out import Item, draw_items
 from paddle_recomp.commands.bench.table import machine_line
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.demo import DEMO
 from paddle_recomp.vlm.latency import LatencyProfile
-from paddle_recomp.vlm.loading import DEMO, load
+from paddle_recomp.vlm.loading import load
 from paddle_recomp.vlm.machine import this_machine
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 SHARES = (0.1, 0.4, 0.8)
 """Where a target lies between the least and the most that a question about a new picture takes."""

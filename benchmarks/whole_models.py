@@ -18,7 +18,7 @@ from paddle_recomp.commands.bench import COLUMNS, BenchConfig, Report, bench, ce
 from paddle_recomp.commands.bench.measure import FULL
 from paddle_recomp.commands.bench.table import conditions, machine_line
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
-from paddle_recomp.commands.demo import demo_pictures
+from paddle_recomp.vlm.demo import demo_pictures
 from paddle_recomp.vlm.loading import find, load
 
 GAINS = ("tokens", "prefill", "second TTFT of the first of full", "peak of the process, GB")

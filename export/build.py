@@ -9,7 +9,8 @@ from typing import Any
 
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
-from paddle_recomp.vlm.loading import DEMO, DEMO_CHECKPOINT, find_checkpoint
+from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT
+from paddle_recomp.vlm.loading import find_checkpoint
 
 from .accuracy import Outcome
 from .manifest import describe

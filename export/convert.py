@@ -136,7 +136,8 @@ def convert_layer(
         f"{folder}/{_TRACED}.json",
         f"{folder}/{_TRACED}.pdiparams",
         opset_version=OPSET,
-        # Its own folding renames values at random, and ours does more.
+        # Its own folding has pip install what it lacks, and renames values at random; ours does
+        # more.
         optimize_tool="None",
         enable_onnx_checker=False,
     )

@@ -15,7 +15,8 @@ from paddle_recomp.bundle.contract import Graph, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
 from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, LanguageTokenizer
-from paddle_recomp.vlm.loading import image_processor, projector_checksum
+from paddle_recomp.vlm.fingerprints import projector_checksum
+from paddle_recomp.vlm.loading import image_processor
 
 from .accuracy import TOWERS
 from .calibration import Quantisation, Samples

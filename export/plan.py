@@ -9,7 +9,7 @@ from paddle_recomp.bundle import DECODER_PRECISIONS, PRECISIONS
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import get_method
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.vlm.loading import DEMO
+from paddle_recomp.vlm.demo import DEMO
 
 from .calibration import Quantisation
 from .optimise import OPERATORS

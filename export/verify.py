@@ -20,7 +20,8 @@ from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
 from paddle_recomp.preprocess import ClipTokenizer
-from paddle_recomp.vlm.loading import find_checkpoint, image_processor, projector_checksum
+from paddle_recomp.vlm.fingerprints import projector_checksum
+from paddle_recomp.vlm.loading import find_checkpoint, image_processor
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError

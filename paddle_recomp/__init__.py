@@ -8,12 +8,12 @@ print(vlm.ask(image, "what does the sign say?").text)  # each question recompres
 from paddle_recomp.compression.config import CompressionConfig, preset
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import RecompError
-from paddle_recomp.types import Answer, Compressed, Stage, StageInfo, Timing
+from paddle_recomp.types import Answer, Compressed, Stage, StageInfo, Timing, VisualTokens
 from paddle_recomp.vlm.conversation import Conversation
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "StageInfo",
     "Timing",
     "TokenBudget",
+    "VisualTokens",
     "load",
     "preset",
 ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 Tensor: TypeAlias = Any
 """A paddle.Tensor inside the graph, a numpy.ndarray outside; the light path has no paddle."""
 
@@ -66,22 +68,42 @@ class Compressed(NamedTuple):
     """[B, M] int64: the patch at the centre of a merged token, −1 elsewhere."""
 
 
-def stage_counts(stages: Sequence[StageInfo], *pictures: Compressed) -> dict[str, int]:
-    """Visual tokens of pictures by the names of the method's stages, of numpy arrays with B = 1."""
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """What the language model reads of one picture, with the provenance of every patch: numpy
+    arrays, without the padding that `Compressed` has."""
+
+    embeds: np.ndarray
+    """[1, M, D] float32: the tokens in the language model's width."""
+    count: np.ndarray
+    """[1] int64: M."""
+    index: np.ndarray
+    """[1, M] int64, as in `Compressed`."""
+    stage: np.ndarray
+    """[1, M] int64: the number of one of the method's stages."""
+    owner: np.ndarray
+    """[1, N] int64, as in `Compressed`."""
+    centre: np.ndarray
+    """[1, M] int64, as in `Compressed`."""
+
+
+def stage_counts(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict[str, int]:
+    """Visual tokens of pictures by the names of the method's stages."""
     return {
         stage.name: sum(int((one.stage == number).sum()) for one in pictures)
         for number, stage in enumerate(stages)
     }
 
 
-def num_patches(*pictures: Compressed) -> int:
+def num_patches(*pictures: VisualTokens) -> int:
     """Patches of pictures, kept or not."""
     return sum(int(one.owner.shape[1]) for one in pictures)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds spent in each step of one answer; `vision` is 0 where no picture was new."""
+    """Seconds spent in each step of one answer, or of the batch that it was a part of; `vision` is
+    0 where no picture was new."""
 
     vision: float = 0.0
     text: float = 0.0
@@ -109,9 +131,8 @@ class Answer:
     num_patches: int
     """Patches of all pictures."""
     timing: Timing
-    compressed: tuple[Compressed, ...]
-    """Provenance of each picture as numpy arrays with B = 1; `tokens` are the embeddings for the
-    language model."""
+    compressed: tuple[VisualTokens, ...]
+    """What was read of each picture."""
     finish_reason: FinishReason
     logprobs: tuple[float, ...]
     """Of each of `token_ids`: its natural log-probability in the language model's own distribution,

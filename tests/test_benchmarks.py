@@ -28,15 +28,15 @@ from paddle_recomp.checkpoint import PARTS, ModelSpec, open_checkpoint
 from paddle_recomp.commands.bench import COLUMNS as BENCH_COLUMNS
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder, cache_names
-from paddle_recomp.types import Answer, Compressed, Stage, Timing
-from paddle_recomp.vlm.loading import find_checkpoint, load_encoder
+from paddle_recomp.types import Answer, Stage, Timing, VisualTokens
+from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 
 
-def compressed(patches: list[int], stages: list[Stage]) -> Compressed:
+def compressed(patches: list[int], stages: list[Stage]) -> VisualTokens:
     """Tokens whose embedding is the number of their patch, for one image of eight patches."""
     index = np.array([patches])
-    return Compressed(
-        tokens=np.stack([np.array([[p, 1.0] for p in patches])]),
+    return VisualTokens(
+        embeds=np.stack([np.array([[p, 1.0] for p in patches])]),
         count=np.array([len(patches)]),
         index=index,
         stage=np.array([[int(stage) for stage in stages]]),
@@ -52,7 +52,7 @@ def test_merged_tokens_are_no_part_of_the_overlap() -> None:
     assert kept_alike(first, second) == pytest.approx((2 / 4, 1.0))
 
 
-def answer(text: str, kept: Compressed) -> Answer:
+def answer(text: str, kept: VisualTokens) -> Answer:
     counts = {"visual": int(kept.count[0])}
     return Answer(text, (), counts, 8, Timing(), (kept,), "stop", ())
 
@@ -152,11 +152,11 @@ def test_a_random_checkpoint_is_one_that_people_have(tmp_path: Path) -> None:
     for part in PARTS:
         for _, array in opened.parameters(part):
             assert np.isfinite(array).all()
-    encoder = load_encoder(find_checkpoint(tmp_path / "model"))
-    seen = encoder.see([Image.new("RGB", (64, 48))])
+    front_end = load_front_end(find_checkpoint(tmp_path / "model"))
+    seen = front_end.see([Image.new("RGB", (64, 48))])
     assert seen[0].num_patches == 16
-    (prompt,) = encoder.compress(seen, ["what is it?"], TokenBudget(tokens=5))
-    assert prompt.compressed[0].tokens.shape == (1, 5, 16)
+    (prompt,) = front_end.compress(seen, ["what is it?"], TokenBudget(tokens=5))
+    assert prompt.compressed[0].embeds.shape == (1, 5, 16)
 
 
 def test_a_random_checkpoint_repeats_by_its_seed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import draw_overlay
 from paddle_recomp.explain.layout import KEPT, MERGED, PADDING, PAPER, WIDTH
 from paddle_recomp.explain.page import MARGIN
-from paddle_recomp.types import Compressed, stage_counts
+from paddle_recomp.types import VisualTokens, stage_counts
 
 STAGES = METHODS["recoverable"].stages
 VISUAL, TEXT = KEPT[:2]
@@ -28,10 +28,10 @@ Box = tuple[float, float, float, float]
 OWNER = [4, 0, 4, 4, 4, 4, 1, 4, 2, 4, 3, 3, 4, 4, 4, 3]
 
 
-def compressed(owner: list[int], stage: list[int], centre: list[int]) -> Compressed:
+def compressed(owner: list[int], stage: list[int], centre: list[int]) -> VisualTokens:
     index = [owner.index(t) if s in (0, 1) else -1 for t, s in enumerate(stage)]
-    return Compressed(
-        tokens=np.zeros((1, len(stage), 2), np.float32),
+    return VisualTokens(
+        embeds=np.zeros((1, len(stage), 2), np.float32),
         count=np.array([len(stage) - stage.count(-1)]),
         index=np.array([index]),
         stage=np.array([stage]),
@@ -44,7 +44,7 @@ CASE = compressed(OWNER, [0, 0, 1, 2, 3, -1], [-1, -1, -1, 10, -1, -1])
 
 
 def overlay(
-    case: Compressed = CASE,
+    case: VisualTokens = CASE,
     size: tuple[int, int] = (80, 80),
     box: Box = (0, 0, 80, 80),
     answer: str | None = "A cup.",
@@ -159,7 +159,7 @@ def test_long_pictures_are_shown_near_the_grid() -> None:
         compressed(list(range(16)), [2] * 16, list(range(16))),
     ],
 )
-def test_unusual_results(case: Compressed) -> None:
+def test_unusual_results(case: VisualTokens) -> None:
     assert overlay(case).shape[1] == WIDTH + 2 * MARGIN
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.commands.demo import demo_pictures
-from paddle_recomp.vlm.loading import demo_bundle_folder, demo_folder
+from paddle_recomp.vlm.demo import demo_bundle_folder, demo_folder, demo_pictures
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("paddle", "paddlenlp", "torch", "transformers", "onnx", "paddle2onnx")
@@ -26,7 +25,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "paddle_recomp", folder / "paddle_recomp", ignore=ignored)
+    for name in ("paddle_recomp", "export"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     return folder
 
 
@@ -70,6 +70,40 @@ def test_the_light_install_answers_without_paddle(source: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_a_wheel_with_its_extras_exports_verifies_and_answers(source: Path, tmp_path: Path) -> None:
+    """From nothing to an answer, where no checkout is near."""
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    tools = environment(tmp_path, f"{wheel}[paddle,export]", *constraints)
+    code = "import importlib.util as u; print(u.find_spec('export'))"
+    found = subprocess.check_output([tools / "python", "-c", code], cwd=tmp_path, text=True)
+    assert found.strip() == "None"
+
+    def recomp(*arguments: str | Path) -> str:
+        done = subprocess.run(
+            [tools / "recomp", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    checkpoint: list[str | Path] = [
+        "--model",
+        demo_folder() / "llava",
+        "--clip",
+        demo_folder() / "clip",
+    ]
+    assert "int8" in recomp("export", *checkpoint, "--precision", "int8", "--out", "bundle")
+    assert "comparisons passed" in recomp("verify", "bundle", *checkpoint)
+    (asked, *_), *_ = demo_pictures().values()
+    answered = recomp("ask", asked.picture, asked.question, "--model", "bundle", "--json")
+    assert json.loads(answered)["answer"] == asked.expected
+
+
+@pytest.mark.slow
 def test_the_demo_is_in_the_sdist_and_in_the_wheel_made_of_it(source: Path, tmp_path: Path) -> None:
     tools = environment(tmp_path, "setuptools>=77")
     code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
@@ -80,6 +114,15 @@ def test_the_demo_is_in_the_sdist_and_in_the_wheel_made_of_it(source: Path, tmp_
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "unpacked")
+    folders = {path.name for path in (tmp_path / "unpacked").iterdir() if path.suffix == ""}
+    assert folders == {"paddle_recomp", "paddle_recomp_export"}
+    files = {
+        path.relative_to(source / "export").as_posix()
+        for path in (source / "export").rglob("*")
+        if path.is_file()
+    }
+    tools = tmp_path / "unpacked" / "paddle_recomp_export"
+    assert {p.relative_to(tools).as_posix() for p in tools.rglob("*") if p.is_file()} == files
     assets = tmp_path / "unpacked" / "paddle_recomp" / "assets" / "demo"
     open_bundle(assets / demo_bundle_folder().name).verify()
     for path in demo_folder().rglob("*"):

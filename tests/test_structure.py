@@ -63,7 +63,7 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return found
 
@@ -94,8 +94,15 @@ def test_paddle_stays_in_its_rooms(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_of)
 def test_the_library_knows_nothing_of_the_tools_around_it(path: Path) -> None:
-    tools = {"export", "training", "benchmarks", "tests"}
+    tools = {"export", "paddle_recomp_export", "training", "benchmarks", "tests"}
     assert not {name.split(".")[0] for name in imports(path)} & tools
+
+
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "export").rglob("*.py")), ids=str)
+def test_the_export_does_not_name_itself(path: Path) -> None:
+    """It is installed under another name than its folder has."""
+    own = {"export", "paddle_recomp_export"}
+    assert not {name.split(".")[0] for name in imports(path)} & own
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,8 @@ def test_what_takes_long_is_loaded_when_it_is_needed(module: str) -> None:
         "backends.onnx",
         "llm.generation",
         "llm.onnx_decoder",
-        "vlm.runner",
+        "vlm.answering",
+        "vlm.vlm",
         "vlm.loading",
         "vlm.conversation",
         "explain",

@@ -53,7 +53,7 @@ def ask(
     else:
         print_answer(Console(highlight=False), answer)
     if overlay is not None:
-        processor = vlm.encoder.image_processor
+        processor = vlm.front_end.image_processor
         kept = answer.compressed, answer.stages
         save_answer(overlay, pictures, *kept, processor, question, answer.text)
 

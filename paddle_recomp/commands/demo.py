@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -26,20 +23,12 @@ from paddle_recomp.commands.reports import STEPS, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.explain import draw_answer
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.demo import DemoQuestion, demo_pictures
 from paddle_recomp.vlm.front_end import SeenImage
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 PICTURES = 3
 """How many of the shipped pictures are shown; each is asked two questions."""
-
-
-@dataclass(frozen=True)
-class DemoQuestion:
-    """A question about a shipped picture, with the answer that the scene's maker knows."""
-
-    picture: Path
-    question: str
-    expected: str
 
 
 @with_options
@@ -63,20 +52,6 @@ def demo(
         run_demo(vlm, wanted, output, console)
 
 
-def demo_pictures() -> dict[Path, list[DemoQuestion]]:
-    """The shipped pictures with their questions, those with the most objects first."""
-    folder = Path(str(resources.files("paddle_recomp"))) / "assets" / "pictures"
-    scenes = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
-    scenes.sort(key=lambda scene: -len(scene["objects"]))
-    return {
-        folder / scene["file"]: [
-            DemoQuestion(folder / scene["file"], asked["question"], asked["answer"])
-            for asked in scene["questions"]
-        ]
-        for scene in scenes
-    }
-
-
 def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> None:
     """Asks two questions about each of several pictures, seen once; prints a table of what was
     kept and how long it took, and writes an overlay for each question into `output`."""
@@ -93,7 +68,7 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     console.print(_saving(answers))
     for number, (asked, answer, seen) in enumerate(answers, start=1):
         path = output / f"{number}-{asked.picture.stem}.png"
-        processor = vlm.encoder.image_processor
+        processor = vlm.front_end.image_processor
         drawn = draw_answer(
             [seen.picture], answer.compressed, answer.stages, processor, asked.question, answer.text
         )

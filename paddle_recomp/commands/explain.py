@@ -12,17 +12,18 @@ from paddle_recomp.commands.ask import check_inputs
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.options import (
     BudgetOptions,
+    ChosenRuntimeOptions,
     ClipOption,
     CompressionOptions,
     ImagesArgument,
     ModelOption,
     QuestionArgument,
-    RuntimeOptions,
     with_options,
 )
 from paddle_recomp.commands.reports import working
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import save_answer
+from paddle_recomp.preprocess import check_question, clip_text
 
 
 @with_options
@@ -37,10 +38,10 @@ def explain(
     clip: ClipOption = None,
     compression: CompressionOptions,
     budget: BudgetOptions,
-    runtime: RuntimeOptions,
+    runtime: ChosenRuntimeOptions,
 ) -> None:
     """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
-    from paddle_recomp.vlm.loading import find, load_encoder
+    from paddle_recomp.vlm.loading import chat_template, find, load_front_end
 
     config, wanted = compression.build(), budget.build()
     if not images:
@@ -49,8 +50,8 @@ def explain(
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
-            found = find(model, clip)
-            encoder = load_encoder(
+            found = find(model, clip, compress=runtime.compress)
+            front_end = load_front_end(
                 found,
                 config,
                 runtime.device,
@@ -58,7 +59,9 @@ def explain(
                 precision=runtime.precision,
             )
         with working(console, "compressing"):
-            (prompt,) = encoder.compress([encoder.see(images)], [question], wanted)
-    processor = encoder.image_processor
-    save_answer(output, pictures, prompt.compressed, encoder.stages, processor, question)
+            asked, source = check_question(question, len(images)), front_end.question_source
+            text = clip_text(asked, len(images), chat_template(found), source)
+            (chosen,) = front_end.compress([front_end.see(images)], [text], wanted)
+    processor = front_end.image_processor
+    save_answer(output, pictures, chosen.compressed, front_end.stages, processor, question)
     typer.echo(output)

@@ -22,7 +22,7 @@ from paddle_recomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from paddle_recomp.vlm.feature_cache import FeatureCache
-    from paddle_recomp.vlm.runner import VLM
+    from paddle_recomp.vlm.vlm import VLM
 
 _T = TypeVar("_T")
 DEFAULTS = GenerationConfig()
@@ -102,7 +102,7 @@ def _filled(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     """Each name with what typer found for it, or with the dataclass of what it found."""
     return {
         name: hint(**_filled(get_type_hints(hint, include_extras=True), given))
-        if is_dataclass(hint)
+        if isinstance(hint, type) and is_dataclass(hint)
         else given[name]
         for name, hint in hints.items()
     }
@@ -225,6 +225,16 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenRuntimeOptions(RuntimeOptions):
+    """The same, and which of the bundle's graphs compresses."""
+
+    compress: Annotated[
+        str | None,
+        typer.Option("--compress", help="For a bundle with several compressors: the name of one."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
     """What `ask` and `chat` share: a model, how it compresses, and how it answers."""
 
@@ -234,7 +244,7 @@ class AnswerOptions:
     compression: CompressionOptions
     budget: TimedBudgetOptions
     generation: GenerationOptions
-    runtime: RuntimeOptions
+    runtime: ChosenRuntimeOptions
     cache: Annotated[
         Path | None,
         typer.Option("--cache", help="A folder that remembers what was seen in pictures."),
@@ -258,6 +268,7 @@ class AnswerOptions:
                 run_by.backend,
                 run_by.precision,
                 features,
+                run_by.compress,
             )
 
 

@@ -16,7 +16,7 @@ from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.checkpoint import PARTS, Checkpoint
 from paddle_recomp.preprocess import Turn, render
-from paddle_recomp.types import Answer, Compressed, StageInfo, Timing, num_patches, stage_counts
+from paddle_recomp.types import Answer, StageInfo, Timing, VisualTokens, num_patches, stage_counts
 
 STEPS = {
     "vision": "vision tower",
@@ -88,7 +88,7 @@ def answer_dict(
     }
 
 
-def _visual_tokens(stages: Sequence[StageInfo], *pictures: Compressed) -> dict[str, int]:
+def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict[str, int]:
     counts = stage_counts(stages, *pictures)
     return {"kept": sum(counts.values()), "of": num_patches(*pictures), **counts}
 

@@ -9,14 +9,14 @@ from PIL import Image
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain.page import beside, draw_overlay
 from paddle_recomp.preprocess import ImageProcessor, crop_box
-from paddle_recomp.types import Compressed, StageInfo
+from paddle_recomp.types import StageInfo, VisualTokens
 
 __all__ = ["draw_answer", "draw_overlay", "save_answer"]
 
 
 def draw_answer(
     pictures: Sequence[Image.Image],
-    compressed: Sequence[Compressed],
+    compressed: Sequence[VisualTokens],
     stages: Sequence[StageInfo],
     processor: ImageProcessor,
     question: str,
@@ -35,7 +35,7 @@ def draw_answer(
 def save_answer(
     path: Path,
     pictures: Sequence[Image.Image],
-    compressed: Sequence[Compressed],
+    compressed: Sequence[VisualTokens],
     stages: Sequence[StageInfo],
     processor: ImageProcessor,
     question: str,

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from paddle_recomp.preprocess.images import Box
-from paddle_recomp.types import Compressed, StageInfo
+from paddle_recomp.types import StageInfo, VisualTokens
 
 Colour: TypeAlias = tuple[int, int, int]
 Pixels: TypeAlias = tuple[int, int, int, int]
@@ -48,9 +48,9 @@ def stage_hues(stages: Sequence[StageInfo], number: int) -> Sequence[Colour]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What became of each patch, from a `Compressed` with B = 1 of a method with these stages."""
+    """What became of each patch, from a `VisualTokens` with B = 1 of a method with these stages."""
 
-    compressed: Compressed
+    compressed: VisualTokens
     stages: tuple[StageInfo, ...]
 
     @cached_property

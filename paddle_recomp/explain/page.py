@@ -25,7 +25,7 @@ from paddle_recomp.explain.layout import (
 )
 from paddle_recomp.explain.picture import draw_corner, draw_dot, draw_picture
 from paddle_recomp.preprocess.images import Box
-from paddle_recomp.types import Compressed, StageInfo, stage_counts
+from paddle_recomp.types import StageInfo, VisualTokens, stage_counts
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -36,7 +36,7 @@ _ASCII = {"–": "-", "—": "-", "−": "-", "×": "x", "ß": "ss", "‘": "'",
 
 def draw_overlay(
     image: Image.Image,
-    compressed: Compressed,
+    compressed: VisualTokens,
     stages: Sequence[StageInfo],
     grid: tuple[int, int],
     box: Box,

@@ -4,72 +4,40 @@ tokens the language model gets to see."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, StateError
-from paddle_recomp.llm.base import LanguageModel, State
-from paddle_recomp.llm.continued import Continued
-from paddle_recomp.llm.splicing import check_room, num_positions, splice
-from paddle_recomp.preprocess import (
-    IMAGE_TOKEN,
-    LanguageTokenizer,
-    Turn,
-    check_question,
-    render,
-    spoken,
-)
-from paddle_recomp.types import Answer, AnswerStream, Compressed, Timing
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage, VisualPrompt
+from paddle_recomp.llm.base import State
+from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, check_question, clip_text
+from paddle_recomp.types import Answer, AnswerStream, Timing, VisualTokens
+from paddle_recomp.vlm.answering import Answerer, blocks_of, num_positions
+from paddle_recomp.vlm.front_end import CompressedPictures, SeenImage, VisualFrontEnd
 from paddle_recomp.vlm.latency import Deadline, Latency
 
 Mode = Literal["recompress", "append", "keep"]
 DEFAULT_MODE: Mode = "append"
 
 
-class Speaker(Protocol):
-    """What a conversation needs of a `VLM`."""
-
-    encoder: ImageEncoder
-    language_model: LanguageModel
-    tokenizer: LanguageTokenizer
-
-    def latency(self) -> Latency:
-        """See `VLM.latency`."""
-        ...
-
-    def speak(
-        self,
-        stream: AnswerStream,
-        model: LanguageModel,
-        prompt: VisualPrompt,
-        embeds: np.ndarray,
-        generation: GenerationConfig,
-        start: float,
-    ) -> Iterator[str]:
-        """See `VLM.speak`."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Past:
-    """A conversation between two questions."""
+    """A conversation between two questions, or with one that is being answered."""
 
     turns: tuple[Turn, ...] = ()
     ids: tuple[int, ...] = ()
-    """What the language model has read and said, IMAGE_TOKEN for each block."""
+    """The ids that the language model has read and said, IMAGE_TOKEN for each block."""
     blocks: tuple[np.ndarray, ...] = ()
     """Visual tokens [M, D], in their order in the conversation."""
     patches: tuple[frozenset[int], ...] = ()
-    """Of each picture those that are in the blocks as tokens of their own."""
-    prompt: VisualPrompt | None = None
-    """Of the last question."""
+    """Of each picture the patches that stand in the blocks as tokens of their own."""
+    pictures: CompressedPictures | None = None
+    """Compressed for the last question."""
     state: State | None = None
     """The KV cache, where it can be continued."""
 
@@ -89,12 +57,19 @@ class Conversation:
     model itself was interrupted or failed; then the next question reads the dialogue again."""
 
     def __init__(
-        self, speaker: Speaker, images: Sequence[SeenImage], mode: Mode = DEFAULT_MODE
+        self,
+        front_end: VisualFrontEnd,
+        answerer: Answerer,
+        latency: Callable[[], Latency],
+        images: Sequence[SeenImage],
+        mode: Mode = DEFAULT_MODE,
     ) -> None:
-        """Raises: ConfigError for an unknown mode."""
+        """`latency` is asked for once a budget is a time.
+
+        Raises: ConfigError for an unknown mode."""
         check_mode(mode)
         self.images, self.mode = tuple(images), mode
-        self._speaker = speaker
+        self._front_end, self._answerer, self._latency = front_end, answerer, latency
         self._past = _Past()
         self._turn = threading.Lock()
 
@@ -130,47 +105,42 @@ class Conversation:
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when a piece is taken."""
         budget, generation = budget or TokenBudget(), generation or GenerationConfig()
-        return AnswerStream(partial(self._answer, question, budget, generation))
+        return AnswerStream(partial(self._stream, question, budget, generation))
 
-    def _answer(
+    def _stream(
         self,
         question: str,
         budget: TokenBudget,
         generation: GenerationConfig,
         stream: AnswerStream,
     ) -> Iterator[str]:
-        deadline = Deadline(budget, self._speaker.latency)
-        before, model = self._past, self._speaker.language_model
+        deadline, before = Deadline(budget, self._latency), self._past
         words = partial(self._words, before, question)
         deadline.check(words, len(self.images))
-        after = self._asked(before, question, deadline.budget(words, self.images))
-        assert after.prompt is not None
-        check_room(model, after.ids, after.blocks, generation.max_new_tokens)
-        embeds = splice(model, after.ids, after.blocks)
+        asked = self._with_question(before, question, deadline.budget(words, self.images))
+        assert asked.pictures is not None
+        embeds = self._answerer.embed(asked.ids, asked.blocks, generation.max_new_tokens)
 
         # From here on the cache is this question's; one that is asked meanwhile has none.
         mine = replace(before, state=None)
-        self._pass(before, mine)
-        in_cache = 0 if after.state is None else int(after.state.lengths[0])
-        speaking = Continued(model, after.state)
-        rest = embeds[in_cache:]
+        self._replace_past(before, mine)
+        in_cache = 0 if asked.state is None else int(asked.state.lengths[0])
+        running = self._answerer.generate([embeds[in_cache:]], generation, asked.state)
         answer: Answer | None = None
         try:
-            yield from self._speaker.speak(
-                stream, speaking, after.prompt, rest, generation, deadline.start
-            )
+            yield from self._answerer.stream(running, asked.pictures, deadline.start, stream)
             deadline.note(stream.answer)
             if stream.answer is not None and stream.answer.finish_reason != "cancelled":
                 answer = stream.answer
         finally:
             if answer is None:
-                state = self._up_to(num_positions(before.ids, before.blocks), speaking.state)
+                state = self._up_to(num_positions(before.ids, before.blocks), running.state)
                 with suppress(StateError):
-                    self._pass(mine, replace(before, state=state))
+                    self._replace_past(mine, replace(before, state=state))
         if answer is not None:
-            self._pass(mine, self._answered(after, answer, speaking.state))
+            self._replace_past(mine, self._with_answer(asked, answer, running.state))
 
-    def _pass(self, old: _Past, new: _Past) -> None:
+    def _replace_past(self, old: _Past, new: _Past) -> None:
         """Raises: StateError when the conversation is no longer what it was."""
         with self._turn:
             if self._past is not old:
@@ -182,56 +152,59 @@ class Conversation:
         again = self.mode == "recompress"
         places = 0 if past.turns and again else len(self.images)
         turns = (*past.turns, Turn(question, images=places))
-        whole = self._encode(render(self._speaker.encoder.template, turns))
+        whole = self._answerer.encode(turns)
         words = len(whole) - whole.count(IMAGE_TOKEN)
         if again:
             return words
         in_cache = 0 if past.state is None else int(past.state.lengths[0])
         return words + sum(len(block) for block in past.blocks) - in_cache
 
-    def _asked(self, past: _Past, question: str, budget: TokenBudget) -> _Past:
+    def _with_question(self, past: _Past, question: str, budget: TokenBudget) -> _Past:
         """The conversation with another question in it."""
         first = not past.turns
         question = check_question(question, len(self.images) if first else 0)
-        if past.prompt is not None and self.mode == "keep":
-            prompt = replace(past.prompt, timing=Timing())
+        if past.pictures is not None and self.mode == "keep":
+            pictures = replace(past.pictures, timing=Timing())
         else:
-            encoder = self._speaker.encoder
-            (prompt,) = encoder.compress([self.images], [question], [budget])
-        blocks = tuple(one.tokens[0] for one in prompt.compressed)
+            source = self._front_end.question_source
+            text = clip_text(question, len(self.images), self._answerer.template, source)
+            (pictures,) = self._front_end.compress([self.images], [text], [budget])
+        blocks = blocks_of(pictures)
         if first:
             added = blocks
         elif self.mode == "append":
-            added = _recovered(past.patches, prompt.compressed)
+            added = _recovered(past.patches, pictures.compressed)
         else:
             added = ()
         turns = (*past.turns, Turn(question, images=len(added)))
-        whole = self._encode(render(self._speaker.encoder.template, turns))
+        whole = self._answerer.encode(turns)
         if first or self.mode == "recompress":
             nothing = (frozenset[int](),) * len(blocks)
-            return _Past(turns, whole, blocks, nothing, prompt)
+            return _Past(turns, whole, blocks, nothing, pictures)
         return _Past(
             turns=turns,
             ids=(*past.ids, *self._continuation(past.turns, whole)),
             blocks=(*past.blocks, *added),
             patches=past.patches,
-            prompt=prompt,
+            pictures=pictures,
             state=past.state,
         )
 
-    def _answered(self, asked: _Past, answer: Answer, state: State | None) -> _Past:
+    def _with_answer(self, asked: _Past, answer: Answer, state: State | None) -> _Past:
         """The conversation with its last question answered."""
         turns = (*asked.turns[:-1], replace(asked.turns[-1], answer=answer.text))
         said: Sequence[int] = answer.token_ids
         if answer.finish_reason == "stop_string":  # Its tokens are no part of the conversation.
-            template = self._speaker.encoder.template
-            unanswered, whole = render(template, asked.turns), spoken(template, turns)
-            said = _behind(self._encode(unanswered), self._encode(whole))
+            unanswered, whole = (
+                self._answerer.encode(asked.turns),
+                self._answerer.encode_spoken(turns),
+            )
+            said = _behind(unanswered, whole)
         read = num_positions(asked.ids, asked.blocks) + _num_same(said, answer.token_ids)
-        assert asked.prompt is not None
+        assert asked.pictures is not None
         patches = tuple(
             known | _kept(one)
-            for known, one in zip(asked.patches, asked.prompt.compressed, strict=True)
+            for known, one in zip(asked.patches, asked.pictures.compressed, strict=True)
         )
         return replace(
             asked,
@@ -247,17 +220,14 @@ class Conversation:
             return None
         if int(state.lengths[0]) <= length:
             return state
-        return self._speaker.language_model.rewind(state, np.array([length]))
+        return self._answerer.model.rewind(state, np.array([length]))
 
     def _continuation(self, turns: Sequence[Turn], whole: Sequence[int]) -> Sequence[int]:
         """The ids of a dialogue behind its last answer but one.
 
         The answer itself stays as the model gave it, which may be other ids than the tokenizer's
         for the same text."""
-        return _behind(self._encode(spoken(self._speaker.encoder.template, turns)), whole)
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._speaker.tokenizer.encode(text))
+        return _behind(self._answerer.encode_spoken(turns), whole)
 
 
 def check_mode(mode: str) -> Mode:
@@ -269,7 +239,7 @@ def check_mode(mode: str) -> Mode:
 
 
 def _behind(known: Sequence[int], whole: Sequence[int]) -> Sequence[int]:
-    """What of the whole is not what is known of its beginning."""
+    """The whole without the beginning that it shares with `known`."""
     return whole[_num_same(known, whole) :]
 
 
@@ -281,18 +251,18 @@ def _num_same(first: Sequence[int], second: Sequence[int]) -> int:
     return same
 
 
-def _kept(compressed: Compressed) -> frozenset[int]:
+def _kept(compressed: VisualTokens) -> frozenset[int]:
     """The patches that have a token of their own."""
     return frozenset(int(patch) for patch in compressed.index[0] if patch >= 0)
 
 
 def _recovered(
-    patches: Sequence[frozenset[int]], pictures: Sequence[Compressed]
+    patches: Sequence[frozenset[int]], pictures: Sequence[VisualTokens]
 ) -> tuple[np.ndarray, ...]:
-    """Of each picture the tokens [M, D] of kept patches that are not among these; a picture that
-    has none is left out."""
+    """Of each picture the tokens [M, D] of kept patches that are not among these; a picture without
+    any is left out."""
     blocks = []
     for known, one in zip(patches, pictures, strict=True):
         new = np.isin(one.index[0], list(_kept(one) - known))
-        blocks += [one.tokens[0][new]] if new.any() else []
+        blocks += [one.embeds[0][new]] if new.any() else []
     return tuple(blocks)

@@ -17,20 +17,8 @@ from PIL import Image
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import QuestionError, RecompWarning
-from paddle_recomp.preprocess import (
-    Box,
-    ChatTemplate,
-    ClipTokenizer,
-    ImageProcessor,
-    Turn,
-    check_question,
-    crop_box,
-    first_line,
-    load_image,
-    render,
-    without_images,
-)
-from paddle_recomp.types import Compressed, StageInfo, Timing
+from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
+from paddle_recomp.types import StageInfo, Timing, VisualTokens
 
 ImageLike = Image.Image | str | Path
 """A picture, or the file that it is in."""
@@ -38,7 +26,8 @@ ImageLike = Image.Image | str | Path
 
 @dataclass(frozen=True)
 class SeenImage:
-    """A picture with what the vision tower made of it; ask as many questions as you like."""
+    """A picture with the features that the vision tower gave for it; ask as many questions about
+    it as you like."""
 
     picture: Image.Image
     box: Box
@@ -46,7 +35,8 @@ class SeenImage:
     features: dict[str, np.ndarray]
     """The outputs of the vision graph, B = 1."""
     seconds: float
-    """What the vision tower and the preparation of its pixels took."""
+    """The time of the vision tower and of preparing the pixels: a share of the batch's, where the
+    picture was seen in one."""
 
     @property
     def num_patches(self) -> int:
@@ -55,15 +45,14 @@ class SeenImage:
 
 
 @dataclass(frozen=True)
-class VisualPrompt:
-    """A question with the visual tokens that it needs, ready to be spliced together."""
+class CompressedPictures:
+    """The pictures of a question, each compressed for it."""
 
-    text: str
-    """The prompt, with a placeholder where each picture goes."""
-    compressed: tuple[Compressed, ...]
-    """Each picture: numpy, B = 1; `tokens` are the embeddings [1, M, D] for the language model."""
+    compressed: tuple[VisualTokens, ...]
+    stages: tuple[StageInfo, ...]
+    """Of the method that compressed, in the order of their numbers."""
     timing: Timing
-    """Of the text tower and the compressor."""
+    """Of the text tower and the compressor, over the whole batch."""
 
 
 Images = SeenImage | ImageLike | Sequence[SeenImage | ImageLike]
@@ -75,30 +64,26 @@ def listed(images: Images) -> Sequence[SeenImage | ImageLike]:
     return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else images
 
 
-class ImageEncoder:
-    """Sees pictures, and compresses them for questions."""
+@dataclass(frozen=True, eq=False)
+class VisualFrontEnd:
+    """Sees pictures, and compresses them for texts."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        image_processor: ImageProcessor,
-        tokenizer: ClipTokenizer,
-        question_positions: int,
-        template: ChatTemplate,
-        question_source: Literal["question", "prompt_first_line"],
-        stages: tuple[StageInfo, ...],
-    ) -> None:
-        """`question_positions` is what CLIP's text tower takes, `template` gives the prompt."""
-        self.backend = backend
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
-        self.question_positions = question_positions
-        self.template = template
-        self.question_source = question_source
-        self.stages = stages
+    backend: Backend
+    image_processor: ImageProcessor
+    tokenizer: ClipTokenizer
+    question_positions: int
+    """Positions of CLIP's text tower."""
+    question_source: Literal["question", "prompt_first_line"]
+    """The text of a question that `compress` is to be given; see `preprocess.clip_text`."""
+    stages: tuple[StageInfo, ...]
+    """Of the method, in the order of their numbers."""
 
     def see(self, images: Sequence[ImageLike]) -> list[SeenImage]:
         """Runs the vision tower over a batch of pictures; each is charged its share of the time.
+
+        A picture's features are those that it has alone, but for float32's last digits. Only with
+        dynamic INT8 (`--precision int8` unless `--quantization static` is given) do they depend a
+        little on the batch: the ranges of its activations span all pictures of a batch.
 
         Raises: ImageError, FeatureError."""
         if not images:
@@ -117,61 +102,69 @@ class ImageEncoder:
             for i, picture in enumerate(pictures)
         ]
 
-    def see_all(self, images: Images) -> tuple[SeenImage, ...]:
-        """The pictures of a question, in one pass over those that were not seen before.
+    def see_all(self, groups: Sequence[Images]) -> tuple[list[tuple[SeenImage, ...]], float]:
+        """The pictures of each question, in one pass over all that were not seen before, and the
+        seconds that this pass took. A picture that is given again, by the same path or as the same
+        object, is seen once.
 
         Raises: as `see`."""
-        given = listed(images)
-        new = iter(self.see([image for image in given if not isinstance(image, SeenImage)]))
-        return tuple(image if isinstance(image, SeenImage) else next(new) for image in given)
+        given = [listed(images) for images in groups]
+        new: dict[object, ImageLike] = {
+            _identity(image): image
+            for images in given
+            for image in images
+            if not isinstance(image, SeenImage)
+        }
+        seen = dict(zip(new, self.see(list(new.values())), strict=True))
+        pictures = [
+            tuple(
+                image if isinstance(image, SeenImage) else seen[_identity(image)]
+                for image in images
+            )
+            for images in given
+        ]
+        return pictures, sum(image.seconds for image in seen.values())
 
     def compress(
         self,
         images: Sequence[SeenImage | Sequence[SeenImage]],
-        questions: Sequence[str],
+        texts: Sequence[str],
         budgets: TokenBudget | Sequence[TokenBudget],
-    ) -> list[VisualPrompt]:
-        """Compresses the picture or pictures of each question for it, all in one pass; the times
-        are the batch's.
+    ) -> list[CompressedPictures]:
+        """Compresses the picture or pictures of each question for the text that CLIP reads of it
+        (`question_source`), all in one pass; the times are the batch's. With dynamic INT8 the
+        neighbours in a batch have a little influence, as they have on `see`.
 
         Raises: QuestionError, ConfigError (budget), FeatureError."""
-        if len(images) != len(questions) or not questions:
-            raise QuestionError(f"pictures for {len(images)} of {len(questions)} questions")
+        check_count(images, texts)
         pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
         counts = [len(some) for some in pictures]
-        questions = [check_question(q, count) for q, count in zip(questions, counts, strict=True)]
-        prompts = [
-            render(self.template, [Turn(question, images=count)])
-            for question, count in zip(questions, counts, strict=True)
-        ]
         if isinstance(budgets, TokenBudget):
-            budgets = [budgets] * len(questions)
+            budgets = [budgets] * len(texts)
         bounds = [
             pair
             for budget, some in zip(budgets, pictures, strict=True)
             for pair in (budget.bounds(some[0].num_patches, len(some)) if some else [])
         ]
         seen = [image for some in pictures for image in some]
-        compressed, timing = self._compress(seen, questions, prompts, counts, bounds)
+        compressed, timing = self._compress(seen, texts, counts, bounds)
         parts = iter(compressed)
         return [
-            VisualPrompt(prompt, tuple(islice(parts, count)), timing)
-            for prompt, count in zip(prompts, counts, strict=True)
+            CompressedPictures(tuple(islice(parts, count)), self.stages, timing) for count in counts
         ]
 
     def _compress(
         self,
         images: Sequence[SeenImage],
-        questions: Sequence[str],
-        prompts: Sequence[str],
+        texts: Sequence[str],
         counts: Sequence[int],
         bounds: Sequence[tuple[int, int]],
-    ) -> tuple[list[Compressed], Timing]:
-        """All pictures of all questions, of which question i has the next `counts[i]`."""
+    ) -> tuple[list[VisualTokens], Timing]:
+        """All pictures of all texts, of which text i has the next `counts[i]`."""
         if not images:
             return [], Timing()
         start = time.perf_counter()
-        text_embeds = self._text_embeds(questions, prompts)
+        text_embeds = self._text_embeds(texts)
         text_done = time.perf_counter()
         outputs = self.backend.run(
             "compress",
@@ -187,11 +180,8 @@ class ImageEncoder:
         timing = Timing(text=text_done - start, compress=time.perf_counter() - text_done)
         return [_one(outputs, i) for i in range(len(images))], timing
 
-    def _text_embeds(self, questions: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-        """What CLIP makes of what it is given to read: [B, P]."""
-        texts = [without_images(question) for question in questions]
-        if self.question_source == "prompt_first_line":
-            texts = [first_line(prompt) for prompt in prompts]
+    def _text_embeds(self, texts: Sequence[str]) -> np.ndarray:
+        """CLIP's embeddings of texts: [B, P]."""
         ids, truncated = self.tokenizer.encode(texts, self.question_positions)
         if any(truncated):
             warnings.warn(
@@ -203,11 +193,22 @@ class ImageEncoder:
         return self.backend.run("text", {"question_ids": ids})["text_embeds"]
 
 
-def _one(outputs: dict[str, np.ndarray], i: int) -> Compressed:
+def check_count(images: Sequence[object], texts: Sequence[str]) -> None:
+    """Raises: QuestionError when there are not pictures for each text, or no text at all."""
+    if len(images) != len(texts) or not texts:
+        raise QuestionError(f"pictures for {len(images)} of {len(texts)} questions")
+
+
+def _identity(image: ImageLike) -> object:
+    """Equal for two pictures that are surely one: the same path, or the same object."""
+    return id(image) if isinstance(image, Image.Image) else Path(image)
+
+
+def _one(outputs: dict[str, np.ndarray], i: int) -> VisualTokens:
     """Image i of a batch of compress outputs, without its padding."""
     one, count = slice(i, i + 1), int(outputs["token_count"][i])
-    return Compressed(
-        tokens=outputs["visual_embeds"][one, :count],
+    return VisualTokens(
+        embeds=outputs["visual_embeds"][one, :count],
         count=outputs["token_count"][one],
         index=outputs["token_index"][one, :count],
         stage=outputs["token_stage"][one, :count],

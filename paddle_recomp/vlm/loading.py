@@ -1,15 +1,11 @@
-"""From the name of a model to a runner: checkpoints, bundles, and the embedded demo."""
+"""From the name of a model to a runner: how a VLM is built of a checkpoint, and of a bundle."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
-
-import platformdirs
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
@@ -18,30 +14,25 @@ from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.llm.base import LanguageModel
-from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, ImageProcessor, LanguageTokenizer
+from paddle_recomp.preprocess import (
+    TEMPLATES,
+    ClipTokenizer,
+    ImageProcessor,
+    LanguageTokenizer,
+)
+from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT, demo_bundle_folder, demo_folder
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.front_end import ImageEncoder
-from paddle_recomp.vlm.machine import this_machine
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.fingerprints import latency_file, projector_checksum, tower_checksum
+from paddle_recomp.vlm.front_end import VisualFrontEnd
+from paddle_recomp.vlm.vlm import VLM
 
-DEMO = "demo"
-"""The embedded model: its bundle where something runs it, its checkpoint where a checkpoint is
-asked for."""
-DEMO_CHECKPOINT = "demo-checkpoint"
-"""Its checkpoint, also where a bundle could be run."""
 BACKENDS = ("onnx", "paddle")
 """What runs a bundle: ONNX Runtime, Paddle Inference."""
 
-
-def demo_folder() -> Path:
-    """The folder of the embedded model: `llava` and `clip` are its checkpoint."""
-    return Path(str(resources.files("paddle_recomp"))) / "assets" / "demo"
-
-
-def demo_bundle_folder() -> Path:
-    """What `make demo-bundle` exported from it."""
-    return demo_folder() / "bundle"
+OnBytes = Callable[[int], None]
+"""Hears the bytes of each piece that was loaded."""
 
 
 def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkpoint:
@@ -56,46 +47,26 @@ def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkp
 
 
 def find(
-    model: str | Path, clip: str | Path | None = None, llm: str | Path | None = None
+    model: str | Path,
+    clip: str | Path | None = None,
+    llm: str | Path | None = None,
+    compress: str | None = None,
 ) -> Checkpoint | Bundle:
     """Opens what the folder is: a bundle if it has a recomp.json, else a checkpoint. `demo` is the
     embedded bundle, `demo-checkpoint` what it was exported from. For a bundle, `clip` goes with
-    `llm`.
+    `llm`, and `compress` names one of its compressors.
 
     Raises: as `find_checkpoint` and `open_bundle`."""
     folder = demo_bundle_folder() if str(model) == DEMO else Path(model)
     if str(model) == DEMO_CHECKPOINT or not (str(model) == DEMO or (folder / MANIFEST).is_file()):
+        if compress is not None:
+            raise ConfigError(
+                f"{model} is a checkpoint; a compressor {compress!r} is chosen for a bundle"
+            )
         return find_checkpoint(model, clip)
     if clip is not None and llm is None:
         raise ConfigError(f"{model} is a bundle and has its CLIP in it; --clip {clip} has no use")
-    return open_bundle(folder)
-
-
-def load_encoder(
-    model: Checkpoint | Bundle,
-    config: CompressionConfig | None = None,
-    device: str = "cpu",
-    on_tensor: Callable[[int], None] = lambda num_bytes: None,
-    backend: str | None = None,
-    precision: str | None = None,
-    cache: FeatureCache | None = None,
-) -> ImageEncoder:
-    """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
-    Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
-    Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
-    With a `cache`, the vision tower runs only over pictures whose features are not in it.
-
-    Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
-    if isinstance(model, Bundle):
-        encoder = _bundle_encoder(model, config, device, backend or BACKENDS[0], precision)
-    elif backend is not None or precision is not None:
-        raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
-    else:
-        encoder = _checkpoint_encoder(model, config or CompressionConfig(), device, on_tensor)
-    if cache is not None:
-        tower = f"{_tower_checksum(model)} {backend} {precision} {device}"
-        encoder.backend = CachedBackend(encoder.backend, cache, tower)
-    return encoder
+    return open_bundle(folder, compress)
 
 
 def load(
@@ -108,83 +79,116 @@ def load(
     backend: str | None = None,
     precision: str | None = None,
     cache: FeatureCache | None = None,
+    compress: str | None = None,
 ) -> VLM:
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
     was exported without its language model takes it from the folder of the checkpoint that it was
     exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
-    `backend` and `precision` say what runs a bundle's encoder, `cache` what need not run again;
-    see `load_encoder`.
+    `backend` and `precision` say what runs a bundle's visual encoder, `cache` which pictures need
+    not be seen again; see `load_front_end`. `compress` chooses among the compressors of a bundle.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
-    Raises: as `load_encoder`."""
-    found, done = find(model, clip, llm), 0
-
-    def on_bytes(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        on_progress(done, total)
-
-    if isinstance(found, Bundle) and found.decoder is not None and llm is None:
-        encoder = load_encoder(
-            found, config, device, backend=backend, precision=precision, cache=cache
-        )
-        total = sum(found.sizes[name] for name in found.decoder.files)
-        decoder = bundle_decoder(found, device, on_bytes)
-        words = found.language_tokenizer()
-        return VLM(encoder, decoder, words, _latency_file(found, device, backend, precision))
+    Raises: as `load_front_end`."""
+    found = find(model, clip, llm, compress)
     if isinstance(found, Bundle):
-        parts: tuple[str, ...] = PARTS[-1:]
-        checkpoint = _language_checkpoint(found, llm, clip)
+        front_end, answerer = _load_bundle(
+            found, llm, clip, config, device, on_progress, backend, precision, cache
+        )
+    elif llm is not None:
+        raise ConfigError(f"{model} is a checkpoint and has its own language model")
+    else:
+        front_end, answerer = _load_checkpoint(
+            found, config, device, on_progress, backend, precision, cache
+        )
+    return VLM(front_end, answerer, latency_file(found, device, backend, precision))
+
+
+def _load_checkpoint(
+    checkpoint: Checkpoint,
+    config: CompressionConfig | None,
+    device: str,
+    on_progress: Callable[[int, int], None],
+    backend: str | None,
+    precision: str | None,
+    cache: FeatureCache | None,
+) -> tuple[VisualFrontEnd, Answerer]:
+    """All of it runs in eager Paddle."""
+    on_bytes = _counter(sum(checkpoint.num_bytes(part) for part in PARTS), on_progress)
+    front_end = load_front_end(checkpoint, config, device, on_bytes, backend, precision, cache)
+    model = _paddle_llama(checkpoint, device, on_bytes)
+    words = LanguageTokenizer.from_folder(checkpoint.model_dir)
+    return front_end, Answerer(model, words, TEMPLATES[checkpoint.spec.chat_template])
+
+
+def _load_bundle(
+    bundle: Bundle,
+    llm: str | Path | None,
+    clip: str | Path | None,
+    config: CompressionConfig | None,
+    device: str,
+    on_progress: Callable[[int, int], None],
+    backend: str | None,
+    precision: str | None,
+    cache: FeatureCache | None,
+) -> tuple[VisualFrontEnd, Answerer]:
+    """The front end runs by its backend; the language model is the bundle's own decoder, or that of
+    the checkpoint `llm`."""
+    model: LanguageModel
+    if bundle.decoder is not None and llm is None:
+        front_end = load_front_end(
+            bundle, config, device, backend=backend, precision=precision, cache=cache
+        )
+        total = sum(bundle.sizes[name] for name in bundle.decoder.files)
+        model = bundle_decoder(bundle, device, _counter(total, on_progress))
+    else:
+        checkpoint = _language_checkpoint(bundle, llm, clip)
+        on_bytes = _counter(checkpoint.num_bytes("language_model"), on_progress)
+        front_end = load_front_end(bundle, config, device, on_bytes, backend, precision, cache)
         # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
-        words, llm_device = found.language_tokenizer(), "cpu"
+        model = _paddle_llama(checkpoint, "cpu", on_bytes)
+    return front_end, Answerer(model, bundle.language_tokenizer(), bundle.template)
+
+
+def load_front_end(
+    model: Checkpoint | Bundle,
+    config: CompressionConfig | None = None,
+    device: str = "cpu",
+    on_tensor: OnBytes = lambda num_bytes: None,
+    backend: str | None = None,
+    precision: str | None = None,
+    cache: FeatureCache | None = None,
+) -> VisualFrontEnd:
+    """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
+    Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
+    Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
+    With a `cache`, the vision tower runs only over pictures whose features are not in it.
+
+    Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
+    if isinstance(model, Bundle):
+        front_end = _bundle_front_end(model, config, device, backend, precision)
+    elif backend is not None or precision is not None:
+        raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
     else:
-        if llm is not None:
-            raise ConfigError(f"{model} is a checkpoint and has its own language model")
-        parts, checkpoint, llm_device = PARTS, found, device
-        words = LanguageTokenizer.from_folder(found.model_dir)
-    total = sum(checkpoint.num_bytes(part) for part in parts)
-    encoder = load_encoder(found, config, device, on_bytes, backend, precision, cache)
-    with _paddle_required():
-        from paddle_recomp.llm.paddle_llama import PaddleLlama
-    return VLM(
-        encoder,
-        PaddleLlama(checkpoint, llm_device, on_bytes),
-        words,
-        _latency_file(found, device, backend, precision),
+        front_end = _checkpoint_front_end(model, config or CompressionConfig(), device, on_tensor)
+    if cache is None:
+        return front_end
+    tower = f"{tower_checksum(model)} {backend} {precision} {device}"
+    return replace(front_end, backend=CachedBackend(front_end.backend, cache, tower))
+
+
+def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
+    """How a checkpoint wants its pictures prepared.
+
+    Raises: CheckpointError."""
+    own = any(
+        (checkpoint.model_dir / name).is_file()
+        for name in ("preprocessor_config.json", "processor_config.json")
     )
-
-
-def projector_checksum(checkpoint: Checkpoint) -> str:
-    """By which a bundle recognises the checkpoint that it was exported from."""
-    return _part_checksum(checkpoint, "projector")
-
-
-def _part_checksum(checkpoint: Checkpoint, part: str) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(checkpoint.expected(part)):
-        array = checkpoint.parameter(part, name)
-        digest.update(name.encode() + array.astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-def _tower_checksum(model: Checkpoint | Bundle) -> str:
-    """By which a cache knows whose features it holds. Of a bundle every file is named that
-    stands in front of the language model: they were exported together."""
-    if isinstance(model, Checkpoint):
-        return _part_checksum(model, "vision_tower")
-    files = [model.checksums[name] for name in model.graphs["vision"].files]
-    return hashlib.sha256(repr(files).encode()).hexdigest()
-
-
-def _latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
-    """Where it is kept what a model takes here; another machine, or whatever runs it, has a file of
-    its own. Of a checkpoint only the shapes count, as they do for the time."""
-    if isinstance(model, Checkpoint):
-        about: object = asdict(model.spec)
-    else:
-        about = sorted(model.checksums.items())
-    digest = hashlib.sha256(repr((about, run_by, this_machine())).encode()).hexdigest()
-    return platformdirs.user_cache_path("paddle_recomp") / "latency" / f"{digest[:32]}.json"
+    return ImageProcessor.from_folder(
+        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
+        checkpoint.model_dir if own else checkpoint.clip_dir,
+        aspect="pad" if checkpoint.spec.pad_to_square else None,
+    )
 
 
 def _language_checkpoint(
@@ -208,22 +212,20 @@ def _language_checkpoint(
     return checkpoint
 
 
-def _bundle_encoder(
+def _bundle_front_end(
     bundle: Bundle,
     config: CompressionConfig | None,
     device: str,
-    backend: str,
+    backend: str | None,
     precision: str | None,
-) -> ImageEncoder:
+) -> VisualFrontEnd:
     if config is not None:
         _check_config(bundle, config)
-    runs = bundle_backend(bundle, device, backend, precision)
-    return ImageEncoder(
-        backend=runs,
+    return VisualFrontEnd(
+        backend=bundle_backend(bundle, device, backend, precision),
         image_processor=bundle.image_processor,
         tokenizer=bundle.clip_tokenizer(),
         question_positions=bundle.question_positions,
-        template=bundle.template,
         question_source=bundle.question_source,
         stages=bundle.stages,
     )
@@ -252,8 +254,8 @@ def bundle_backend(
     precision: str | None,
     graphs: Sequence[Graph] = PIPELINE,
 ) -> Backend:
-    """What runs the graphs in front of the language model: `name` of BACKENDS, by default the
-    first. It loads `graphs` now, others when they are first run.
+    """The backend `name` of BACKENDS, by default the first, for the graphs in front of the language
+    model. It loads `graphs` now, others when they are first run.
 
     Raises: DeviceError, ConfigError, BundleError."""
     name = name or BACKENDS[0]
@@ -273,9 +275,7 @@ def bundle_backend(
 
 
 def bundle_decoder(
-    bundle: Bundle,
-    device: str,
-    on_file: Callable[[int], None] = lambda num_bytes: None,
+    bundle: Bundle, device: str, on_file: OnBytes = lambda num_bytes: None
 ) -> LanguageModel:
     """The language model that is in a bundle.
 
@@ -287,40 +287,38 @@ def bundle_decoder(
     return OnnxDecoder.from_bundle(bundle, [provider], on_file=on_file)
 
 
-def _checkpoint_encoder(
-    checkpoint: Checkpoint,
-    config: CompressionConfig,
-    device: str,
-    on_tensor: Callable[[int], None],
-) -> ImageEncoder:
+def _checkpoint_front_end(
+    checkpoint: Checkpoint, config: CompressionConfig, device: str, on_tensor: OnBytes
+) -> VisualFrontEnd:
     with _paddle_required():
         from paddle_recomp.backends.eager import EagerBackend
-    spec = checkpoint.spec
     backend = EagerBackend(checkpoint, config, device, on_tensor)
-    return ImageEncoder(
+    return VisualFrontEnd(
         backend=backend,
         image_processor=image_processor(checkpoint),
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
-        question_positions=spec.text.max_positions,
-        template=TEMPLATES[spec.chat_template],
+        question_positions=checkpoint.spec.text.max_positions,
         question_source=config.towers.question_source,
         stages=backend.stages,
     )
 
 
-def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
-    """How a checkpoint wants its pictures prepared.
+def _paddle_llama(checkpoint: Checkpoint, device: str, on_tensor: OnBytes) -> LanguageModel:
+    with _paddle_required():
+        from paddle_recomp.llm.paddle_llama import PaddleLlama
+    return PaddleLlama(checkpoint, device, on_tensor)
 
-    Raises: CheckpointError."""
-    own = any(
-        (checkpoint.model_dir / name).is_file()
-        for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    return ImageProcessor.from_folder(
-        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
-        checkpoint.model_dir if own else checkpoint.clip_dir,
-        aspect="pad" if checkpoint.spec.pad_to_square else None,
-    )
+
+def _counter(total: int, on_progress: Callable[[int, int], None]) -> OnBytes:
+    """Adds up the bytes that it hears, and tells them with their total."""
+    done = 0
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        on_progress(done, total)
+
+    return on_bytes
 
 
 @contextmanager

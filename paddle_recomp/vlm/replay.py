@@ -18,10 +18,8 @@ from paddle_recomp.bundle.golden import Golden, GoldenAnswer, GoldenCase, Limits
 from paddle_recomp.config import GenerationConfig
 from paddle_recomp.errors import BundleError
 from paddle_recomp.llm.base import LanguageModel
-from paddle_recomp.llm.draft import Draft
-from paddle_recomp.llm.generation import generate
-from paddle_recomp.llm.splicing import splice
 from paddle_recomp.preprocess import Turn, clip_text, load_image, render
+from paddle_recomp.vlm.answering import Answerer
 
 Arrays = Mapping[str, np.ndarray]
 WHOLE = "pipeline"
@@ -97,12 +95,14 @@ class Player:
     def _answer(
         self, model: LanguageModel, ids: np.ndarray, tokens: np.ndarray, max_new_tokens: int
     ) -> tuple[np.ndarray, GoldenAnswer]:
-        embeds = splice(model, ids.tolist(), [tokens])
+        """The logits [1, V] behind a prompt, and the greedy answer to it."""
+        answerer = Answerer(model, self.words, self.bundle.template)
+        embeds = answerer.embed(ids.tolist(), [tokens], max_new_tokens)
         logits, _ = model.prefill(embeds[None], np.array([len(embeds)], dtype=np.int64))
-        config = GenerationConfig(max_new_tokens=max_new_tokens)
-        draft = Draft(self.words.stream(), self.words.eos_token_ids, config)
-        for _ in generate(model, [embeds], [draft], config):
+        generation = answerer.generate([embeds], GenerationConfig(max_new_tokens=max_new_tokens))
+        for _ in generation:
             pass
+        (draft,) = generation.drafts
         answer = GoldenAnswer(max_new_tokens, tuple(draft.token_ids), draft.text.strip())
         return logits, answer
 

@@ -13,26 +13,29 @@ import onnx
 import pytest
 from PIL import Image
 
-from export import build
-from export.build import export
+from export import steps
+from export.build import export_bundle
 from export.convert import Job
 from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, seal
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.vlm.loading import demo_folder, find_checkpoint
+from paddle_recomp.vlm.demo import demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
 
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export("demo", tmp_path_factory.mktemp("demo") / "bundle")
+    """With the fused graph, which only some tests look at: one export does for all."""
+    return export_bundle("demo", tmp_path_factory.mktemp("demo") / "bundle", fused=True)
 
 
 @pytest.fixture(scope="session")
 def paddle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The demo's, with the files of Paddle Inference in it."""
-    return export("demo", tmp_path_factory.mktemp("paddle") / "bundle", paddle=True)
+    folder = tmp_path_factory.mktemp("paddle") / "bundle"
+    return export_bundle("demo", folder, paddle=True, fused=True)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +60,9 @@ def golden_bundle(
     golden_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     folder = tmp_path_factory.mktemp("golden_bundle") / "bundle"
-    return export(golden_checkpoint.model_dir, folder, golden_checkpoint.clip_dir, paddle=True)
+    return export_bundle(
+        golden_checkpoint.model_dir, folder, golden_checkpoint.clip_dir, paddle=True, fused=True
+    )
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ def graphs_of(bundle: Bundle) -> Iterator[None]:
         write_model(model, Path(job.output))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "convert", take)
+        patch.setattr(steps, "convert", take)
         yield
 
 

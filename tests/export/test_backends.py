@@ -21,7 +21,7 @@ from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, FeatureError
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.loading import load_encoder
+from paddle_recomp.vlm.loading import load_front_end
 
 from .conftest import GOLDEN
 
@@ -153,16 +153,16 @@ def test_each_tower_has_features_of_its_own_in_a_cache(
 ) -> None:
     """The checkpoint's in eager Paddle, the bundle's in each runtime, another bundle's."""
     cache = FeatureCache()
-    encoders = [
-        load_encoder(golden_checkpoint, cache=cache),
-        load_encoder(golden_bundle, cache=cache),
-        load_encoder(golden_bundle, backend="paddle", cache=cache),
-        load_encoder(demo_bundle, cache=cache),
-        load_encoder(demo_bundle, cache=cache),
+    front_ends = [
+        load_front_end(golden_checkpoint, cache=cache),
+        load_front_end(golden_bundle, cache=cache),
+        load_front_end(golden_bundle, backend="paddle", cache=cache),
+        load_front_end(demo_bundle, cache=cache),
+        load_front_end(demo_bundle, cache=cache),
     ]
     towers = []
-    for encoder in encoders:
-        assert isinstance(encoder.backend, CachedBackend)
-        towers.append(encoder.backend.tower)
+    for front_end in front_ends:
+        assert isinstance(front_end.backend, CachedBackend)
+        towers.append(front_end.backend.tower)
     assert len(set(towers)) == 4
     assert towers[-1] == towers[-2]

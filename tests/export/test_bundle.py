@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.commands.main import main
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
-from paddle_recomp.vlm.loading import demo_folder, find, find_checkpoint, load, load_encoder
+from paddle_recomp.vlm.demo import demo_folder, demo_pictures
+from paddle_recomp.vlm.loading import find, find_checkpoint, load, load_front_end
 from tests.hiding import recomp_without
 
 from .conftest import edit
@@ -66,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unlisted graph": (lambda f: rename_listed(f, "recomp.json"), r"recomp\.json|listed"),
     "a missing switch": (lambda f: without(f, "compression", "members"), "members"),
     "a missing mean": (lambda f: without(f, "image", "mean"), "mean"),
-    "a missing graph": (lambda f: without(f, "graphs", "encoder"), "encoder"),
+    "a missing graph": (lambda f: without(f, "graphs", "compress"), "compress"),
     "an unknown switch": (
         lambda f: edit(f, compression={**manifest(f)["compression"], "colour": 1}),
         "colour",
@@ -103,9 +103,9 @@ def test_a_folder_is_known_by_what_is_in_it(demo_bundle: Bundle) -> None:
 
 
 def test_the_configuration_of_a_bundle_is_fixed(demo_bundle: Bundle) -> None:
-    load_encoder(demo_bundle, CompressionConfig())
+    load_front_end(demo_bundle, CompressionConfig())
     with pytest.raises(ConfigError, match=r"members=32.*9"):
-        load_encoder(demo_bundle, CompressionConfig(members=9))
+        load_front_end(demo_bundle, CompressionConfig(members=9))
 
 
 def test_the_language_model_has_to_be_the_right_one(demo_bundle: Bundle, copy: Path) -> None:

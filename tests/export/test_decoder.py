@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.build import export
+from export.build import export_bundle
 from export.decoder.products import Blocks
 from export.decoder.reference import reference_logits
 from export.decoder.write import compare_decoder, write_decoder
@@ -163,7 +163,7 @@ def test_without_a_decoder_there_is_none(copy: Path) -> None:
 
 def test_an_unknown_precision_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"int3.*fp32, int8, int4, none"):
-        export("demo", tmp_path / "x", decoder="int3")
+        export_bundle("demo", tmp_path / "x", decoder="int3")
     assert not list(tmp_path.iterdir())
 
 

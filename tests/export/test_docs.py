@@ -11,7 +11,7 @@ import numpy as np
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.vlm.loading import find_checkpoint, load_encoder
+from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 from tests.hiding import without
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
@@ -35,8 +35,8 @@ def test_it_gives_what_the_runner_gives(demo_bundle: Bundle, picture: Path, tmp_
     subprocess.run([*command, str(picture), QUESTION, str(output)], check=True, cwd=tmp_path)
     found = np.load(output)
     for model in (demo_bundle, find_checkpoint("demo")):
-        encoder = load_encoder(model)
-        (prompt,) = encoder.compress(encoder.see([picture]), [QUESTION], TokenBudget())
-        expected = prompt.compressed[0].tokens
+        front_end = load_front_end(model)
+        (prompt,) = front_end.compress(front_end.see([picture]), [QUESTION], TokenBudget())
+        expected = prompt.compressed[0].embeds
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -19,19 +19,22 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from export import build, convert, writing
+from export import convert, steps, writing
 from export.__main__ import main
-from export.build import export
+from export.build import export, export_bundle
 from export.errors import ExportError
 from export.onnx_graph import OnnxGraph
 from export.optimise import check
 from export.parity import sample_inputs
+from export.plan import ExportPlan
+from export.verify import verify_bundle
 from export.writing import replaced_folder
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.errors import BundleError, CheckpointNotFoundError, ConfigError
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, find_checkpoint
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT
+from paddle_recomp.vlm.loading import find_checkpoint
 
 from .conftest import graphs_of
 
@@ -48,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_input_gives_the_same_bytes(demo_bundle: Bundle, tmp_path: Path) -> None:
-    again = export(DEMO_CHECKPOINT, tmp_path / "elsewhere" / "again")
+    again = export_bundle(DEMO_CHECKPOINT, tmp_path / "elsewhere" / "again", fused=True)
     assert content(again.folder) == content(demo_bundle.folder)
     text = (again.folder / MANIFEST).read_text()
     assert str(tmp_path) not in text
@@ -80,6 +83,28 @@ def test_graphs_are_valid_and_say_what_they_are(graph: Graph, demo_bundle: Bundl
     assert shapes[OUTPUTS[graph][0]][0] == "batch"
 
 
+def test_the_fused_graph_is_written_on_request(demo_bundle: Bundle, tmp_path: Path) -> None:
+    """Without it, the other graphs do what it does, and are compared as a whole in its place."""
+    heard: list[tuple[int, int, str]] = []
+    with graphs_of(demo_bundle):
+        made = export(ExportPlan(), tmp_path / "bundle", lambda *step: heard.append(step))
+    names = ("vision", "text", "compress", "decoder", "files")
+    assert heard == [(done, len(names), name) for done, name in enumerate(names)]
+    bundle = made.bundle
+    assert made.outcome is None
+    assert bundle.graphs.keys() == {"vision", "text", "compress"}
+    assert not any(name.startswith("encoder") for name in bundle.files)
+    inputs = sample_inputs(INPUTS["encoder"], find_checkpoint("demo").spec)
+    fused, whole = (OnnxBackend(b).run("encoder", inputs) for b in (demo_bundle, bundle))
+    assert fused.keys() == whole.keys()
+    for name, value in fused.items():
+        np.testing.assert_allclose(whole[name], value, atol=1e-5 * max(np.abs(value).max(), 1))
+    rows = verify_bundle(bundle.folder, "demo")
+    assert [row for row in rows if not row.passed] == []
+    stages = {row.stage for row in rows}
+    assert stages == {"inputs", "vision", "text", "compress", "pipeline", "decoder"}
+
+
 def test_attention_is_fused_and_noise_is_gone(demo_bundle: Bundle) -> None:
     vision = onnx.load(demo_bundle.folder / "vision.onnx")
     kinds = [node.op_type for node in vision.graph.node]
@@ -104,7 +129,7 @@ def test_a_killed_conversion_names_its_graph_and_leaves_the_old_bundle(
 
     monkeypatch.setattr(convert, "command", dies)
     with pytest.raises(ExportError, match=r"'text'.*SIGABRT"):
-        export("demo", copy)
+        export_bundle("demo", copy)
     assert content(copy) == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
@@ -124,7 +149,7 @@ def test_a_failed_conversion_says_why(
     code = f"from export import convert; {code}"
     monkeypatch.setattr(convert, "command", lambda job: [sys.executable, "-c", code])
     with pytest.raises(ExportError, match=rf"'vision'.*{says}"):
-        export("demo", tmp_path / "new")
+        export_bundle("demo", tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -134,11 +159,10 @@ def fill_disk(folder: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(copy)
-    monkeypatch.setattr(build, "convert", lambda job: None)
-    monkeypatch.setattr(build, "fuse", lambda *arguments: None)
-    monkeypatch.setattr(build, "write_manifest", lambda folder, manifest: fill_disk(folder))
+    monkeypatch.setattr(steps, "convert", lambda job: None)
+    monkeypatch.setattr(steps, "write_manifest", lambda folder, manifest: fill_disk(folder))
     with pytest.raises(ExportError, match="No space left"):
-        export("demo", copy)
+        export_bundle("demo", copy)
     assert content(copy) == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
@@ -185,16 +209,16 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("…")
     for name in ("letters", "file"):
         with pytest.raises(ExportError, match=f"{name} exists and is not a bundle"):
-            export("demo", tmp_path / name)
+            export_bundle("demo", tmp_path / name)
     with pytest.raises(ExportError, match="cannot be written"):
-        export("demo", tmp_path / "file" / "inside")
+        export_bundle("demo", tmp_path / "file" / "inside")
     assert (tmp_path / "letters" / "dear.txt").is_file()
 
 
 def test_bad_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
     refused: list[tuple[type[Exception], Callable[[], object]]] = [
-        (ConfigError, lambda: export("demo", tmp_path / "x", precision="int3")),
-        (CheckpointNotFoundError, lambda: export(tmp_path / "nothing", tmp_path / "x")),
+        (ConfigError, lambda: export_bundle("demo", tmp_path / "x", precision="int3")),
+        (CheckpointNotFoundError, lambda: export_bundle(tmp_path / "nothing", tmp_path / "x")),
     ]
     for error, call in refused:
         with pytest.raises(error):
@@ -229,13 +253,13 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_early(tmp_path: Path) -> No
     golden = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
     shutil.copytree(golden / "llava", tmp_path / "llava")
     with pytest.raises(CheckpointNotFoundError, match="tokenizer"):
-        export(tmp_path / "llava", tmp_path / "x", golden / "clip")
+        export_bundle(tmp_path / "llava", tmp_path / "x", golden / "clip")
     assert not (tmp_path / "x").exists()
 
 
 def test_a_bundle_can_do_without_the_operators_of_one_runtime(tmp_path: Path) -> None:
     """The export itself compares each graph with Paddle."""
-    bundle = export("demo", tmp_path / "plain", operators="onnx", decoder="none")
+    bundle = export_bundle("demo", tmp_path / "plain", operators="onnx", decoder="none", fused=True)
     assert bundle.operators == "onnx"
     for graph in GRAPHS:
         model = onnx.load(bundle.folder / f"{graph}.onnx")
@@ -249,7 +273,7 @@ def test_a_large_graph_has_its_weights_in_a_second_file(
 ) -> None:
     monkeypatch.setattr(writing, "_SINGLE_FILE", 1_000_000)
     with graphs_of(demo_bundle):
-        bundle = export("demo", tmp_path / "large", decoder="none")
+        bundle = export_bundle("demo", tmp_path / "large", decoder="none", fused=True)
     assert {name for name in bundle.files if name.endswith(".data")} == {
         f"{graph}.onnx.data" for graph in ("vision", "text", "encoder")
     }

@@ -15,14 +15,14 @@ import pytest
 from onnx import numpy_helper
 
 from export.__main__ import main
-from export.build import export
+from export.build import export_bundle
 from export.calibration import Quantisation
 from export.scales import SCALES, read_scales
 from export.verify import compare_kept, verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum, open_bundle
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.vlm.loading import demo_bundle_folder, load_encoder
+from paddle_recomp.vlm.demo import demo_bundle_folder, demo_pictures
+from paddle_recomp.vlm.loading import load_front_end
 
 from .conftest import edit, graphs_of
 from .test_export import content
@@ -36,7 +36,9 @@ def bundles(demo_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> di
     with graphs_of(demo_bundle):
         for kind in ("dynamic", "static"):
             wanted = Quantisation(kind=kind)
-            made[kind] = export("demo", folder / kind, precision="int8", quantisation=wanted)
+            made[kind] = export_bundle(
+                "demo", folder / kind, precision="int8", quantisation=wanted, fused=True
+            )
     return made
 
 
@@ -48,7 +50,7 @@ def kinds(folder: Path, graph: str) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / f"{graph}.onnx").graph.node)
 
 
-@pytest.mark.parametrize("graph", ["vision", "text", "compress", "encoder", "decoder"])
+@pytest.mark.parametrize("graph", ["vision", "text", "compress", "decoder"])
 def test_the_packaged_bundle_is_what_an_export_writes(
     graph: str, bundles: dict[str, Bundle]
 ) -> None:
@@ -87,10 +89,12 @@ def test_an_int8_bundle_is_small_close_and_says_what_it_is(
     assert metadata["recomp.precision"] == "int8"
     assert json.loads(metadata["recomp.quantisation"]) == fields["quantisation"]
 
-    encoder = load_encoder(bundle)
+    front_end = load_front_end(bundle)
     picture = next(iter(demo_pictures()))
-    (prompt,) = encoder.compress(encoder.see([picture]), ["what is red?"], TokenBudget(tokens=16))
-    assert np.isfinite(prompt.compressed[0].tokens).all()
+    (prompt,) = front_end.compress(
+        front_end.see([picture]), ["what is red?"], TokenBudget(tokens=16)
+    )
+    assert np.isfinite(prompt.compressed[0].embeds).all()
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -136,7 +140,9 @@ def test_static_int8_is_repeatable(
 ) -> None:
     wanted = Quantisation(kind="static")
     with graphs_of(demo_bundle):
-        again = export("demo", tmp_path / "again", precision="int8", quantisation=wanted)
+        again = export_bundle(
+            "demo", tmp_path / "again", precision="int8", quantisation=wanted, fused=True
+        )
     assert content(again.folder) == content(bundles["static"].folder)
     assert str(tmp_path) not in (again.folder / MANIFEST).read_text()
 
@@ -173,7 +179,7 @@ def test_layers_that_the_scales_keep_in_float_stay_there(
     content = json.loads((bundles["dynamic"].folder / SCALES).read_text())
     path.write_text(json.dumps({**content, "in_float": {"vision": [layer]}}))
     with graphs_of(demo_bundle):
-        bundle = export(
+        bundle = export_bundle(
             "demo",
             tmp_path / "bundle",
             precision="int8",
@@ -188,7 +194,7 @@ def test_layers_that_the_scales_keep_in_float_stay_there(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": 2}, "format 2; expected 1"),
+        ({"format": 1}, "format 1; expected 2"),
         ({"ranges": {"vision": {"other.layer": [-1, 1]}}}, "another model.*'vision'"),
         ({"in_float": {"text": ["other.layer"]}}, "another model.*'text'.*other.layer"),
         ({"ranges": {"vision": {"a": [0.5, 1]}}}, "0.5 to 1"),
@@ -220,7 +226,7 @@ def test_dynamic_int8_is_the_default_and_repeatable(
 ) -> None:
     """This one converts by itself."""
     report, out = tmp_path / "report.json", tmp_path / "again"
-    assert main(["--precision", "int8", "--out", str(out), "--report", str(report)]) == 0
+    assert main(["--precision", "int8", "--fused", "--out", str(out), "--report", str(report)]) == 0
     assert content(out) == content(bundles["dynamic"].folder)
     shown = capsys.readouterr().out
     assert "layers.4.mlp.fc2" in shown

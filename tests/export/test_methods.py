@@ -12,7 +12,7 @@ import onnxruntime
 import paddle
 import pytest
 
-from export.build import export
+from export.build import export_bundle
 from export.convert import OPSET
 from export.graphs import build
 from paddle_recomp.bundle import Bundle
@@ -102,7 +102,7 @@ def test_a_method_agrees_with_itself(
 
 
 def test_another_preset_makes_another_bundle(demo_bundle: Bundle, tmp_path: Path) -> None:
-    faithful = export("demo", tmp_path / "faithful", config=preset("faithful"))
+    faithful = export_bundle("demo", tmp_path / "faithful", config=preset("faithful"), fused=True)
     assert faithful.config == preset("faithful")
     assert OPSET >= 17
     for name in ("vision.onnx", "text.onnx", "compress.onnx", "encoder.onnx"):

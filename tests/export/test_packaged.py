@@ -11,23 +11,21 @@ import pytest
 from export.verify import verify_bundle
 from paddle_recomp.bundle import Bundle, LanguageModelSource
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.commands.main import main
 from paddle_recomp.compression.config import CompressionConfig, preset
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleNotFoundError, ConfigError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
-from paddle_recomp.vlm.loading import (
+from paddle_recomp.vlm.demo import (
     DEMO,
     DEMO_CHECKPOINT,
     demo_bundle_folder,
     demo_folder,
-    find,
-    find_checkpoint,
-    load,
-    projector_checksum,
+    demo_pictures,
 )
+from paddle_recomp.vlm.fingerprints import projector_checksum
+from paddle_recomp.vlm.loading import find, find_checkpoint, load
 from tests.hiding import recomp_without
 
 QUESTION = "what digit is red?"
@@ -50,7 +48,7 @@ def test_it_is_of_the_embedded_checkpoint() -> None:
 
 def test_it_computes_what_the_checkpoint_does() -> None:
     rows = verify_bundle(demo_bundle_folder(), DEMO_CHECKPOINT)
-    assert {"vision", "text", "compress", "encoder", "decoder"} <= {row.stage for row in rows}
+    assert {"vision", "text", "compress", "decoder"} <= {row.stage for row in rows}
     assert [row for row in rows if not row.passed] == []
 
 
@@ -67,13 +65,13 @@ def test_a_name_means_one_thing() -> None:
     assert isinstance(find(DEMO), Bundle)
     assert isinstance(find(DEMO_CHECKPOINT), Checkpoint)
     assert find_checkpoint(DEMO).model_dir == find_checkpoint(DEMO_CHECKPOINT).model_dir
-    assert isinstance(load(DEMO).language_model, OnnxDecoder)
-    assert isinstance(load(DEMO_CHECKPOINT).language_model, PaddleLlama)
+    assert isinstance(load(DEMO).answerer.model, OnnxDecoder)
+    assert isinstance(load(DEMO_CHECKPOINT).answerer.model, PaddleLlama)
     # Its towers in front of the checkpoint's language model, by either name.
     for name in (DEMO, DEMO_CHECKPOINT):
-        assert isinstance(load(DEMO, llm=name).language_model, PaddleLlama)
+        assert isinstance(load(DEMO, llm=name).answerer.model, PaddleLlama)
     folder = demo_folder()
-    model = load(DEMO, clip=folder / "clip", llm=folder / "llava").language_model
+    model = load(DEMO, clip=folder / "clip", llm=folder / "llava").answerer.model
     assert isinstance(model, PaddleLlama), "a CLIP goes with the language model's folder"
 
 

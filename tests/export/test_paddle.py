@@ -19,7 +19,7 @@ import pytest
 
 from export import convert, paddle_int8
 from export.__main__ import main as export_main
-from export.build import export
+from export.build import export_bundle
 from export.errors import ExportError
 from export.paddle_int8 import check_target
 from export.parity import sample_inputs
@@ -30,7 +30,8 @@ from paddle_recomp.bundle.contract import INPUTS, Graph
 from paddle_recomp.commands.main import main
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError
-from paddle_recomp.vlm.loading import DEMO_CHECKPOINT, demo_folder, find_checkpoint, load_encoder
+from paddle_recomp.vlm.demo import DEMO_CHECKPOINT, demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 from tests.hiding import recomp_without, without
 
 from .conftest import edit
@@ -85,7 +86,7 @@ def test_info_names_the_precisions(
 
 
 def test_the_same_input_gives_the_same_bytes(paddle_bundle: Bundle, tmp_path: Path) -> None:
-    again = export("demo", tmp_path / "again", paddle=True)
+    again = export_bundle("demo", tmp_path / "again", paddle=True, fused=True)
     assert content(again.folder) == content(paddle_bundle.folder)
     assert not any(str(tmp_path).encode() in data for data in content(again.folder).values())
 
@@ -112,7 +113,7 @@ def test_weights_that_a_full_disk_drops_are_missed(
 
     monkeypatch.setattr(convert, "command", limited)
     with pytest.raises(ExportError, match=r"'vision'.*bytes of weights: a full disk"):
-        export("demo", tmp_path / "bundle", paddle=True)
+        export_bundle("demo", tmp_path / "bundle", paddle=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -177,6 +178,23 @@ def test_the_compressor_stays_in_float32(
         assert 1e-4 < difference < 0.05, f"{graph} is not in bfloat16"
     one_shot = bf16.run("encoder", wanted("encoder", inputs))
     assert one_shot["token_count"].shape == (4,)
+
+
+def test_without_the_fused_graph_the_others_do_what_it_does(
+    paddle_bundle: Bundle, copy: Path, inputs: dict[str, np.ndarray]
+) -> None:
+    fields = json.loads((copy / MANIFEST).read_text())
+    for section in (fields, fields["paddle"]):
+        del section["graphs"]["encoder"]
+    edit(copy, graphs=fields["graphs"], paddle=fields["paddle"])
+    given = wanted("encoder", inputs)
+    fused, whole = (
+        PaddleInferenceBackend(bundle).run("encoder", given)
+        for bundle in (paddle_bundle, open_bundle(copy))
+    )
+    assert fused.keys() == whole.keys()
+    for name, value in fused.items():
+        np.testing.assert_allclose(whole[name], value, atol=1e-5 * max(np.abs(value).max(), 1))
 
 
 def test_threads_take_turns(paddle_bundle: Bundle, inputs: dict[str, np.ndarray]) -> None:
@@ -325,7 +343,7 @@ def test_the_command_refuses_in_one_line(
 @pytest.mark.slow
 @pytest.mark.skipif(not INT8_PYTHON, reason="PADDLE_INT8_PYTHON names no environment")
 def test_int8_meets_its_target(paddle_bundle: Bundle, tmp_path: Path) -> None:
-    arguments = ["--paddle", "--paddle-int8", INT8_PYTHON]
+    arguments = ["--paddle", "--fused", "--paddle-int8", INT8_PYTHON]
     made = []
     for name in ("first", "second"):
         assert export_main(["--out", str(tmp_path / name), *arguments]) == 0
@@ -405,14 +423,14 @@ def test_the_documented_program_gives_what_the_runner_gives(
     text = DOCUMENT.read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(program.splitlines()) <= 24
-    encoder = load_encoder(paddle_bundle, backend="paddle")
+    front_end = load_front_end(paddle_bundle, backend="paddle")
     picture = demo_folder().parent / "pictures" / "scene_0.png"
-    pixels = encoder.image_processor([encoder.see([picture])[0].picture])
-    ids, _ = encoder.tokenizer.encode([QUESTION], encoder.question_positions)
+    pixels = front_end.image_processor([front_end.see([picture])[0].picture])
+    ids, _ = front_end.tokenizer.encode([QUESTION], front_end.question_positions)
     np.savez(tmp_path / "inputs.npz", pixel_values=pixels, question_ids=ids)
     command = [sys.executable, "-I", "-c", program, str(paddle_bundle.folder)]
     subprocess.run([*command, str(tmp_path / "inputs.npz"), str(tmp_path / "out.npy")], check=True)
     found = np.load(tmp_path / "out.npy")
-    (prompt,) = encoder.compress(encoder.see([picture]), [QUESTION], TokenBudget())
-    expected = prompt.compressed[0].tokens
+    (prompt,) = front_end.compress(front_end.see([picture]), [QUESTION], TokenBudget())
+    expected = prompt.compressed[0].embeds
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

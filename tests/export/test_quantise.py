@@ -10,7 +10,14 @@ import onnx
 import pytest
 
 from export.accuracy import quantise_towers
-from export.calibration import METHODS, Quantisation, Samples, load_samples, outputs_of, ranges_of
+from export.calibration import (
+    RANGE_METHODS,
+    Quantisation,
+    Samples,
+    load_samples,
+    outputs_of,
+    ranges_of,
+)
 from export.errors import ExportError
 from export.onnx_graph import OnnxGraph
 from export.parity import mean_cosine
@@ -71,8 +78,8 @@ def test_ranges_hold_what_was_seen(demo_bundle: Bundle, samples: Samples) -> Non
     values = sorted(quantised_inputs(OnnxGraph.read(model, OUTPUTS["text"])).values())[:3]
     feeds = samples.feeds["text"][:4]
     widest = ranges_of(model, values, feeds, "minmax")
-    for method in METHODS:
-        found = ranges_of(model, values, feeds, method)
+    for calibration in RANGE_METHODS:
+        found = ranges_of(model, values, feeds, calibration)
         for name in values:
             assert widest[name][0] <= found[name][0] <= 0 <= found[name][1] <= widest[name][1]
             assert found[name][1] > found[name][0]

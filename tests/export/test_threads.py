@@ -12,12 +12,12 @@ import pytest
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import open_session
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.demo import demo_folder, demo_pictures
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.loading import demo_folder, load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.vlm import VLM
 from tests.threads import at_once
 
 Fresh = Callable[[FeatureCache | None], VLM]
@@ -61,7 +61,7 @@ def test_each_gets_the_answer_that_it_gets_alone(
     for i, answer in chain(*at_once(count, ask)):
         assert answer.token_ids == alone[i].token_ids
         (found,), (expected,) = answer.compressed, alone[i].compressed
-        for name, value in expected._asdict().items():
+        for name, value in expected.__dict__.items():
             np.testing.assert_array_equal(getattr(found, name), value)
 
 

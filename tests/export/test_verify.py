@@ -12,8 +12,9 @@ import pytest
 
 from export.__main__ import main
 from export.errors import VerificationError
-from export.verify import Row, verify_bundle
+from export.verify import verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, checksum
+from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import FeatureError, ImageNotFoundError
 
@@ -109,7 +110,7 @@ def test_a_bundle_without_numbers_fails(copy: Path) -> None:
 
 def test_nan_never_passes() -> None:
     for measure in ("difference", "agreement"):
-        assert not Row(1, "vision", "features", measure, float("nan"), 0.5).passed
+        assert not Comparison(1, "vision", "features", measure, float("nan"), 0.5).passed
 
 
 def test_pictures_come_from_a_folder(demo_bundle: Bundle, picture: Path, tmp_path: Path) -> None:

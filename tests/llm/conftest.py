@@ -13,12 +13,11 @@ from export.decoder.write import write_decoder
 from paddle_recomp.checkpoint import Checkpoint, open_checkpoint
 from paddle_recomp.config import GenerationConfig
 from paddle_recomp.llm.base import LanguageModel, State
-from paddle_recomp.llm.draft import Draft
-from paddle_recomp.llm.generation import generate
+from paddle_recomp.llm.generation import Draft, Generation
 from paddle_recomp.llm.onnx_decoder import Cache, OnnxDecoder
 from paddle_recomp.llm.paddle_llama import PaddleLlama
 from paddle_recomp.preprocess import LanguageTokenizer
-from paddle_recomp.vlm.loading import demo_folder
+from paddle_recomp.vlm.demo import demo_folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -48,7 +47,7 @@ def answers(
 ) -> list[Draft]:
     """The answers to prompts [T_i, D]; no token ends them but those in `ends`."""
     drafts = [Draft(tokenizer().stream(), ends, config) for _ in prompts]
-    for _ in generate(model, prompts, drafts, config):
+    for _ in Generation(model, prompts, drafts, config):
         pass
     return drafts
 

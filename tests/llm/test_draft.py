@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paddle_recomp.config import GenerationConfig
-from paddle_recomp.llm.draft import Draft, StopStrings
+from paddle_recomp.llm.generation import Draft, StopStrings
 
 from .conftest import tokenizer
 

@@ -7,36 +7,39 @@ import json
 import jinja2
 import pytest
 
-from paddle_recomp.errors import ConfigError, QuestionError
+from paddle_recomp.errors import QuestionError
 from paddle_recomp.preprocess import (
     TEMPLATES,
+    ChatTemplate,
     Turn,
     check_question,
+    clip_text,
     first_line,
     render,
     spoken,
     without_images,
 )
-from paddle_recomp.vlm.loading import demo_folder
+from paddle_recomp.vlm.demo import demo_folder
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions."
 )
+VICUNA, LLAVA_HF = TEMPLATES["vicuna_v1"], TEMPLATES["llava_hf"]
 FIRST = Turn("What is it?", images=1)
 CHAT = [Turn("What is it?", "A cup.", images=1), Turn("And its colour?")]
 
 
 def test_vicuna_v1() -> None:
-    assert render("vicuna_v1", [FIRST]) == f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT:"
-    assert render("vicuna_v1", CHAT) == (
+    assert render(VICUNA, [FIRST]) == f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT:"
+    assert render(VICUNA, CHAT) == (
         f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT: A cup.</s>USER: And its colour? ASSISTANT:"
     )
 
 
 def test_llava_hf() -> None:
-    assert render("llava_hf", [FIRST]) == "USER: <image>\nWhat is it? ASSISTANT:"
-    assert render("llava_hf", CHAT) == (
+    assert render(LLAVA_HF, [FIRST]) == "USER: <image>\nWhat is it? ASSISTANT:"
+    assert render(LLAVA_HF, CHAT) == (
         "USER: <image>\nWhat is it? ASSISTANT: A cup. USER: And its colour? ASSISTANT:"
     )
 
@@ -61,11 +64,12 @@ def test_llava_hf_is_the_template_of_the_checkpoints() -> None:
     for dialogue in (turns[:1], turns, [*turns, Turn("Whose?")]):
         awaited = dialogue[-1].answer is None
         expected = template.render(messages=messages(dialogue), add_generation_prompt=awaited)
-        assert render("llava_hf", dialogue) == expected
+        assert render(LLAVA_HF, dialogue) == expected
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_spoken_ends_with_the_last_answer(template: str) -> None:
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_spoken_ends_with_the_last_answer(name: str) -> None:
+    template = TEMPLATES[name]
     text = spoken(template, [*CHAT[:1], Turn("Why?", "So.")])
     assert text.endswith("Why? ASSISTANT: So.")
     assert render(template, [*CHAT[:1], Turn("Why?", "So."), Turn("Who?")]).startswith(text)
@@ -75,14 +79,12 @@ def test_spoken_ends_with_the_last_answer(template: str) -> None:
 
 
 def test_several_pictures_and_none() -> None:
-    assert render("llava_hf", [Turn("Q", images=2)]) == "USER: <image>\n<image>\nQ ASSISTANT:"
-    assert render("llava_hf", [Turn("Q")]) == "USER: Q ASSISTANT:"
+    assert render(LLAVA_HF, [Turn("Q", images=2)]) == "USER: <image>\n<image>\nQ ASSISTANT:"
+    assert render(LLAVA_HF, [Turn("Q")]) == "USER: Q ASSISTANT:"
 
 
 def test_what_cannot_be_rendered() -> None:
-    with pytest.raises(ConfigError, match="known: vicuna_v1, llava_hf"):
-        render("chatml", [FIRST])
-    for template in TEMPLATES:
+    for template in TEMPLATES.values():
         with pytest.raises(QuestionError, match="no question"):
             render(template, [])
         with pytest.raises(QuestionError, match="turn 1 of 2 has no answer"):
@@ -104,11 +106,31 @@ def test_check_question(images: int) -> None:
 
 def test_places_of_pictures() -> None:
     asked = [Turn("Is <image> like <image>?", "No.", images=2), Turn("Why?", images=1)]
-    text = render("llava_hf", asked)
+    text = render(LLAVA_HF, asked)
     assert text == "USER: Is <image> like <image>? ASSISTANT: No. USER: <image>\nWhy? ASSISTANT:"
     assert without_images("Is <image> like <image>?").split() == ["Is", "like", "?"]
 
 
 def test_first_line_is_the_system_prompt() -> None:
-    assert first_line(render("vicuna_v1", [FIRST])) == f"{SYSTEM} USER:"
-    assert first_line(render("llava_hf", [FIRST])) == "USER:"
+    assert first_line(render(VICUNA, [FIRST])) == f"{SYSTEM} USER:"
+    assert first_line(render(LLAVA_HF, [FIRST])) == "USER:"
+
+
+def test_a_template_is_its_pieces() -> None:
+    """Each piece stands where the class says, and `image` only for pictures without a place."""
+    template = ChatTemplate("[", "<q>", "</q>", "<a>", "</a>", "(<image>)")
+    turns = [Turn("Is <image> so?", "No.", 2), Turn("Why?", "So.", 1), Turn("Who?")]
+    # A question has a place for each of its pictures, or for none: the second one here is extra.
+    assert render(template, turns) == (
+        "[<q>(<image>)Is <image> so?</q><a>No.</a><q>(<image>)Why?</q><a>So.</a><q>Who?</q>"
+    )
+    assert spoken(template, turns[:1]) == "[<q>(<image>)Is <image> so?</q><a>No."
+
+
+def test_clip_reads_the_question_or_the_first_line() -> None:
+    asked = "is <image> red?"
+    assert clip_text(asked, 1, VICUNA, "question") == "is   red?"
+    assert clip_text("is it red?", 1, VICUNA, "prompt_first_line") == f"{SYSTEM} USER:"
+    assert (
+        clip_text("is it red?", 0, LLAVA_HF, "prompt_first_line") == "USER: is it red? ASSISTANT:"
+    )

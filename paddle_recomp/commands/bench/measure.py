@@ -14,7 +14,7 @@ from paddle_recomp.preprocess import check_question
 from paddle_recomp.types import Answer, Timing
 from paddle_recomp.vlm.front_end import ImageLike
 from paddle_recomp.vlm.machine import Machine, peak_memory, reset_peak, this_machine
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 FULL, DYNAMIC = "full", "dynamic"
 TOKENS = 64
@@ -185,6 +185,6 @@ def _ask_twice(
 
 def _endless(vlm: VLM) -> VLM:
     """The same model with answers that no token ends: those of random weights end anywhere."""
-    tokenizer = copy.copy(vlm.tokenizer)
+    tokenizer = copy.copy(vlm.answerer.tokenizer)
     tokenizer.eos_token_ids = ()
-    return VLM(vlm.encoder, vlm.language_model, tokenizer)
+    return VLM(vlm.front_end, replace(vlm.answerer, tokenizer=tokenizer))

@@ -23,7 +23,7 @@ from paddle_recomp.explain import save_answer
 from paddle_recomp.types import Answer, AnswerStream
 from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
 from paddle_recomp.vlm.front_end import Images
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 OVERLAY = "explain.png"
 
@@ -150,7 +150,7 @@ class ChatSession:
             raise ConfigError("the conversation has no picture to explain")
         path = Path(words[0] if words else OVERLAY).expanduser()
         pictures = [image.picture for image in self._chat.images]
-        processor = self._vlm.encoder.image_processor
+        processor = self._vlm.front_end.image_processor
         save_answer(
             path, pictures, answer.compressed, answer.stages, processor, question, answer.text
         )

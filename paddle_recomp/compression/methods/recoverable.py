@@ -10,6 +10,7 @@ from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.compression import ops
 from paddle_recomp.compression.assemble import Merged, assemble
 from paddle_recomp.compression.filter import FilterOptions
+from paddle_recomp.compression.merging import first_centres, key_similarity, merge_around
 from paddle_recomp.compression.method import Method, MethodInputs
 from paddle_recomp.config import option
 from paddle_recomp.types import Compressed, Stage, StageInfo, Tensor
@@ -157,50 +158,22 @@ def _merge(
 ) -> Merged:
     """Merges the remainder [B, N] around its `n_centres` [B] visually strongest patches, and all
     but the centres into `n_rest` [B] tokens."""
-    size = remainder.shape[1]
     order, rank = ops.descending_order(visual_score, remainder)
-    is_centre = paddle.logical_and(rank < n_centres.unsqueeze(1), remainder)
-    others = paddle.logical_and(remainder, paddle.logical_not(is_centre))
-
-    # At least one row, masked where there is no centre: kernels dislike empty axes.
-    rows = n_centres.max().clip(min=1)
-    centre = order[:, :rows]
-    exists = paddle.arange(size, dtype="int64").unsqueeze(0)[:, :rows] < n_centres.unsqueeze(1)
-
+    centres = first_centres(order, rank, remainder, n_centres)
     if options.cluster_keys == "misaligned":
         position = (paddle.cumsum(remainder.astype("int64"), axis=1) - 1).clip(min=0)
         keys = ops.take_rows(keys, position)
-    lengths = ops.length(keys)
-    similarity = paddle.matmul(ops.take_rows(keys, centre), keys, transpose_y=True)
-    similarity = similarity / paddle.take_along_axis(lengths, centre, 1, broadcast=False).unsqueeze(
-        -1
-    )
-    similarity = similarity / lengths.unsqueeze(1)
-    similarity = similarity + options.text_weight * text_score.unsqueeze(1)
-    # A centre may absorb other centres too; only itself is out of the question.
-    itself = centre.unsqueeze(-1) == paddle.arange(size, dtype="int64")
-    candidates = paddle.logical_and(remainder.unsqueeze(1), paddle.logical_not(itself))
-    member = ops.nearest_members(similarity, candidates, options.members)
-    member = paddle.logical_and(member, exists.unsqueeze(-1))
-
-    dtype = visual_score.dtype
-    score = visual_score.unsqueeze(1)
-    centre_weights = itself.astype(dtype) + member.astype(dtype) * score
-    rest_weights = others.astype(dtype).unsqueeze(1) * score
-    weights = paddle.concat([centre_weights, rest_weights], axis=1)
-    if options.merge == "normalised":
-        weights = weights * paddle.reciprocal(weights.sum(axis=-1, keepdim=True).clip(min=1e-12))
-
-    lowest = paddle.full([1], float("-inf"), dtype=similarity.dtype)
-    return Merged(
-        weights=weights,
-        centre=centre,
-        n_centres=n_centres,
+    similarity = key_similarity(keys, centres.patch)
+    return merge_around(
+        centres,
+        similarity + options.text_weight * text_score.unsqueeze(1),
+        # A centre may absorb other centres too; only itself is out of the question.
+        candidates=remainder,
+        others=paddle.logical_and(remainder, paddle.logical_not(centres.chosen)),
+        score=visual_score,
+        members=options.members,
+        weights=options.merge,
         n_rest=n_rest,
-        is_centre=is_centre,
-        centre_rank=rank,
-        absorbed=member.astype("int64").max(axis=1) > 0,
-        best_centre=paddle.where(member, similarity, lowest).argmax(axis=1),
         stage=int(Stage.MERGED),
         rest_stage=int(Stage.REST),
     )

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from export.decoder.write import write_decoder
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import FeatureError
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.types import Answer, AnswerStream
+from paddle_recomp.vlm.demo import demo_pictures
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import find_checkpoint
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "generation.md"
 QUESTION = "what digit is red?"
@@ -35,7 +35,7 @@ def either(request: pytest.FixtureRequest, vlm: VLM, tmp_path_factory: Any) -> V
         return vlm
     folder = tmp_path_factory.mktemp("decoder")
     info = write_decoder(find_checkpoint("demo"), folder, "fp32", {})
-    return VLM(vlm.encoder, OnnxDecoder(folder, info), vlm.tokenizer)
+    return VLM(vlm.front_end, replace(vlm.answerer, model=OnnxDecoder(folder, info)))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,8 @@ def read(stream: AnswerStream, pieces: list[str], error: BaseException | None = 
 def test_an_interrupt_in_the_model_or_in_the_loop(
     error: BaseException, either: VLM, seen: SeenImage, whole: Answer
 ) -> None:
-    failing = VLM(either.encoder, Failing(either.language_model, error), either.tokenizer)
+    model: Any = Failing(either.answerer.model, error)
+    failing = VLM(either.front_end, replace(either.answerer, model=model))
     pieces: list[str] = []
     stream = failing.stream(seen, QUESTION, generation=LONG)
     with pytest.raises(type(error)):

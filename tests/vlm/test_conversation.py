@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from export.decoder.write import write_decoder
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import (
     ConfigError,
@@ -22,14 +21,16 @@ from paddle_recomp.errors import (
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.preprocess import TEMPLATES, Turn, render
-from paddle_recomp.types import Answer, Compressed
+from paddle_recomp.types import Answer, VisualTokens
+from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.conversation import Conversation, Mode
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
+from paddle_recomp.vlm.demo import demo_pictures
+from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.loading import find_checkpoint
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 from tests.llm.conftest import poison
-from tests.runner.recording import Recording, embeddings
 from tests.threads import at_once
+from tests.vlm.recording import Recording, embeddings
 
 QUESTIONS = ["what digit is red?", "where is the circle?", "what shape is blue?", "how many?"]
 MODES: tuple[Mode, ...] = ("recompress", "append", "keep")
@@ -42,7 +43,7 @@ def model(
     request: pytest.FixtureRequest, vlm: VLM, tmp_path_factory: pytest.TempPathFactory
 ) -> LanguageModel:
     if request.param == "paddlenlp":
-        return vlm.language_model
+        return vlm.answerer.model
     folder = tmp_path_factory.mktemp("decoder")
     return OnnxDecoder(folder, write_decoder(find_checkpoint("demo"), folder, "fp32", {}))
 
@@ -50,7 +51,7 @@ def model(
 @pytest.fixture
 def recording(vlm: VLM, model: LanguageModel) -> tuple[VLM, Recording]:
     heard = Recording(model)
-    return VLM(vlm.encoder, heard, vlm.tokenizer), heard
+    return VLM(vlm.front_end, replace(vlm.answerer, model=heard)), heard
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def seen(vlm: VLM) -> SeenImage:
     return vlm.see(next(iter(demo_pictures())))
 
 
-def compressed(vlm: VLM, seen: SeenImage, question: str) -> Compressed:
-    return vlm.encoder.compress([seen], [question], BUDGET)[0].compressed[0]
+def compressed(vlm: VLM, seen: SeenImage, question: str) -> VisualTokens:
+    return vlm.front_end.compress([seen], [question], BUDGET)[0].compressed[0]
 
 
 def blocks_of(
@@ -69,15 +70,15 @@ def blocks_of(
     everything = [compressed(vlm, seen, question) for question in questions]
     rest = [0] * (len(questions) - 1)
     if mode == "recompress":
-        return [1, *rest], [everything[-1].tokens[0]]
+        return [1, *rest], [everything[-1].embeds[0]]
     if mode == "keep":
-        return [1, *rest], [everything[0].tokens[0]]
-    images, blocks, have = [1], [everything[0].tokens[0]], set(everything[0].index[0])
+        return [1, *rest], [everything[0].embeds[0]]
+    images, blocks, have = [1], [everything[0].embeds[0]], set(everything[0].index[0])
     for one in everything[1:]:
         new = [i for i, patch in enumerate(one.index[0]) if patch >= 0 and patch not in have]
         have |= set(one.index[0])
         images.append(int(bool(new)))
-        blocks += [one.tokens[0][new]] if new else []
+        blocks += [one.embeds[0][new]] if new else []
     return images, blocks
 
 
@@ -332,27 +333,18 @@ class Scripted:
         return logits, State(lengths, self, None)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("said", [["red", "top left", "3"], ["", "a", "blue"], ["red", "", ""]])
 def test_text_is_that_of_the_whole_dialogue(
-    template: str, said: list[str], vlm: VLM, seen: SeenImage
+    name: str, said: list[str], vlm: VLM, seen: SeenImage
 ) -> None:
     """With either template, as long as answers come in the tokenizer's own ids."""
-    words = vlm.tokenizer
+    words = vlm.answerer.tokenizer
     start = len(words.encode("ASSISTANT:"))
     answers = [words.encode(f"ASSISTANT: {one}")[start:] if one else [] for one in said]
     script = Scripted([list(one) for one in answers], words.eos_token_ids[0], 160, words.vocab_size)
-    old = vlm.encoder
-    encoder = ImageEncoder(
-        old.backend,
-        old.image_processor,
-        old.tokenizer,
-        old.question_positions,
-        template,
-        old.config,
-        old.stages,
-    )
-    chat = VLM(encoder, script, words).chat(seen, "append")
+    template = TEMPLATES[name]
+    chat = VLM(vlm.front_end, Answerer(script, words, template)).chat(seen, "append")
     for i, question in enumerate(QUESTIONS[:3]):
         answer = chat.ask(question, BUDGET, SHORT)
         assert answer.text == said[i]
@@ -363,19 +355,19 @@ def test_text_is_that_of_the_whole_dialogue(
 
 def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage) -> None:
     """Letter by letter instead of whole words: the dialogue goes on behind it all the same."""
-    words = vlm.tokenizer
+    words = vlm.answerer.tokenizer
     start = len(words.encode("ASSISTANT:"))
     whole = words.encode("ASSISTANT: red")[start:]
     letters = [*words.encode("ASSISTANT: r")[start:], *words.encode("xe")[-1:]]
     script = Scripted([letters, whole], words.eos_token_ids[0], 160, words.vocab_size)
-    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    chat = VLM(vlm.front_end, replace(vlm.answerer, model=script)).chat(seen, "keep")
     first = chat.ask(QUESTIONS[0], BUDGET, SHORT)
     before = chat._past.ids
     chat.ask(QUESTIONS[1], BUDGET, SHORT)
     said = words.decode(letters).strip()
     assert first.text == said
-    canonical = words.encode(render(vlm.encoder.template, chat.turns[:1]).rstrip())
-    dialogue = words.encode(render(vlm.encoder.template, [chat.turns[0], Turn(QUESTIONS[1])]))
+    canonical = words.encode(render(vlm.answerer.template, chat.turns[:1]).rstrip())
+    dialogue = words.encode(render(vlm.answerer.template, [chat.turns[0], Turn(QUESTIONS[1])]))
     assert chat._past.ids == (*before, *dialogue[len(canonical) :], *whole)
 
 
@@ -384,18 +376,18 @@ def test_a_stop_text_is_no_part_of_the_dialogue(
     stop: str, text: str, vlm: VLM, seen: SeenImage
 ) -> None:
     """The cache goes on behind what was said before it, also where the model has read on."""
-    words = vlm.tokenizer
+    words = vlm.answerer.tokenizer
     said = words.encode("ASSISTANT: red top left")[len(words.encode("ASSISTANT:")) :]
     assert len(said) == 3
     script = Scripted([said, said], words.eos_token_ids[0], 160, words.vocab_size)
-    chat = VLM(vlm.encoder, script, words).chat(seen, "keep")
+    chat = VLM(vlm.front_end, replace(vlm.answerer, model=script)).chat(seen, "keep")
     ending = GenerationConfig(max_new_tokens=8, stop=(stop,))
     assert chat.ask(QUESTIONS[0], BUDGET, ending).text == text
     second = chat.ask(QUESTIONS[1], BUDGET, SHORT)
     turns = [Turn(QUESTIONS[0], text, 1), Turn(QUESTIONS[1])]
-    whole = words.encode(render(vlm.encoder.template, turns))
+    whole = words.encode(render(vlm.answerer.template, turns))
     assert chat._past.ids == (*whole, *said)
-    first = words.encode(render(vlm.encoder.template, [Turn(QUESTIONS[0], images=1)]))
+    first = words.encode(render(vlm.answerer.template, [Turn(QUESTIONS[0], images=1)]))
     kept = len(first) - 1 + 20 + len(text.split())
     assert second.prefilled == len(whole) - 1 + 20 - kept
 
@@ -417,5 +409,5 @@ def test_the_answer_says_what_was_prefilled(vlm: VLM, seen: SeenImage) -> None:
     ]
     answers += vlm.ask_batch([seen], QUESTIONS[:1], BUDGET, GenerationConfig(max_new_tokens=2))
     turn = Turn(QUESTIONS[0], images=1)
-    words = vlm.tokenizer.encode(render(vlm.encoder.template, [turn]))
+    words = vlm.answerer.tokenizer.encode(render(vlm.answerer.template, [turn]))
     assert [one.prefilled for one in answers] == [len(words) - 1 + 20] * 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from paddle_recomp.llm.base import LanguageModel, State
-from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, render
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.preprocess import IMAGE_TOKEN, Turn
+from paddle_recomp.vlm.vlm import VLM
 
 
 class Recording:
@@ -59,9 +59,9 @@ def embeddings(vlm: VLM, turns: list[Turn], blocks: list[np.ndarray]) -> np.ndar
     """[T, D] of a whole dialogue, piece by piece between the pictures."""
     words: list[int] = []
     left, parts = iter(blocks), []
-    for number in [*vlm.tokenizer.encode(render(vlm.encoder.template, turns)), None]:
+    for number in [*vlm.answerer.encode(turns), None]:
         if number is None or number == IMAGE_TOKEN:
-            parts.append(vlm.language_model.embed(np.array(words, dtype=np.int64)))
+            parts.append(vlm.answerer.model.embed(np.array(words, dtype=np.int64)))
             parts += [next(left)] if number == IMAGE_TOKEN else []
             words = []
         else:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paddle_recomp.bundle.contract import OUTPUTS, Graph
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.preprocess import load_image
 from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.demo import demo_pictures
 from paddle_recomp.vlm.feature_cache import HALVED, SUFFIX, FeatureCache
-from paddle_recomp.vlm.loading import find_checkpoint, load, load_encoder
+from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
 
 
 def entry(number: float, size: int = 25) -> dict[str, np.ndarray]:
@@ -249,11 +249,13 @@ def test_the_file_of_a_picture_outlives_the_process(tmp_path: Path) -> None:
     copy = tmp_path / "copy.png"
     Image.open(picture).save(copy)
     folder = tmp_path / "cache"
-    first = load_encoder(find_checkpoint("demo"), cache=FeatureCache(folder=folder)).see([picture])
+    first = load_front_end(find_checkpoint("demo"), cache=FeatureCache(folder=folder)).see(
+        [picture]
+    )
     vlm = load("demo-checkpoint", cache=FeatureCache(folder=folder))
-    assert isinstance(vlm.encoder.backend, CachedBackend)
-    vlm.encoder.backend.backend = None  # type: ignore[assignment]
-    (again,) = vlm.encoder.see([load_image(copy)])
+    assert isinstance(vlm.front_end.backend, CachedBackend)
+    vlm.front_end.backend.backend = None  # type: ignore[assignment]
+    (again,) = vlm.front_end.see([load_image(copy)])
     for name, value in first[0].features.items():
         np.testing.assert_allclose(again.features[name], value, rtol=2**-10, atol=1e-6)
 
@@ -264,7 +266,7 @@ def test_float16_chooses_the_same_tokens(budget: TokenBudget, tmp_path: Path) ->
     asked = [one for questions in demo_pictures().values() for one in questions]
     checkpoint = find_checkpoint("demo")
     writing, reading = (
-        load_encoder(checkpoint, cache=FeatureCache(folder=tmp_path)) for _ in range(2)
+        load_front_end(checkpoint, cache=FeatureCache(folder=tmp_path)) for _ in range(2)
     )
     exact = {path: writing.see([path])[0] for path in demo_pictures()}
     halved = {path: reading.see([path])[0] for path in demo_pictures()}

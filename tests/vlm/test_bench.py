@@ -15,7 +15,7 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, QuestionError
 from paddle_recomp.types import Timing
 from paddle_recomp.vlm.machine import peak_memory, reset_peak, this_machine
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 CONFIG = BenchConfig(tokens=(20,), new_tokens=12, repeats=2)
 

@@ -32,13 +32,13 @@ from paddle_recomp.commands.chat.commands import (
 )
 from paddle_recomp.commands.chat.session import ChatSession
 from paddle_recomp.commands.chat.terminal import LineCompleter, ctrl_c, edited_lines, open_history
-from paddle_recomp.commands.demo import DemoQuestion, demo_pictures
 from paddle_recomp.commands.main import main
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, ImageNotFoundError
+from paddle_recomp.vlm.demo import DemoQuestion, demo_pictures
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 ASKED: list[list[DemoQuestion]] = list(demo_pictures().values())
 FIRST, SECOND = ASKED[0][:2]
@@ -74,7 +74,7 @@ def says(bundle: VLM) -> Scripted:
 
 def test_a_time_is_measured_before_a_question_needs_it(bundle: VLM, tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
-    vlm = VLM(bundle.encoder, bundle.language_model, bundle.tokenizer, file)
+    vlm = VLM(bundle.front_end, bundle.answerer, file)
     says = Scripted(vlm, FIRST.picture)
     assert not file.exists()
     assert says("/tokens 9000 ms") == ["tokens: 9000 ms"]
@@ -82,7 +82,7 @@ def test_a_time_is_measured_before_a_question_needs_it(bundle: VLM, tmp_path: Pa
     assert "256 of 256" in says(FIRST.question)[1]
 
     file = tmp_path / "another.json"
-    vlm = VLM(bundle.encoder, bundle.language_model, bundle.tokenizer, file)
+    vlm = VLM(bundle.front_end, bundle.answerer, file)
     Scripted(vlm, budget=TokenBudget(ttft_ms=9000))
     assert file.exists()
 
@@ -188,7 +188,7 @@ def test_another_picture_is_another_conversation(says: Scripted, tmp_path: Path)
 
 def test_a_picture_seen_before_costs_nothing(says: Scripted, bundle: VLM) -> None:
     says(f"/image {ASKED[1][0].picture}")
-    backend = bundle.encoder.backend
+    backend = bundle.front_end.backend
     runs = backend.backend  # type: ignore[attr-defined]
     backend.backend = None  # type: ignore[attr-defined]
     try:

@@ -1,15 +1,15 @@
-"""How often the encoder's graphs run."""
+"""How often the graphs in front of the language model run."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
-from paddle_recomp.vlm.front_end import ImageEncoder
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 
 class CountingBackend:
@@ -31,14 +31,5 @@ class CountingBackend:
 
 def counting(vlm: VLM) -> tuple[VLM, CountingBackend]:
     """The same model behind a counter."""
-    backend, old = CountingBackend(vlm.encoder.backend), vlm.encoder
-    encoder = ImageEncoder(
-        backend,
-        old.image_processor,
-        old.tokenizer,
-        old.question_positions,
-        old.template,
-        old.config,
-        old.stages,
-    )
-    return VLM(encoder, vlm.language_model, vlm.tokenizer), backend
+    backend = CountingBackend(vlm.front_end.backend)
+    return VLM(replace(vlm.front_end, backend=backend), vlm.answerer), backend

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from paddle_recomp.commands.main import main
-from paddle_recomp.vlm.loading import DEMO, DEMO_CHECKPOINT, demo_folder
+from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT, demo_folder
 
 QUESTION = "what digit is red?"
 CHECKPOINT = ("--model", DEMO_CHECKPOINT)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.vlm.conversation import Mode
+from paddle_recomp.vlm.demo import demo_pictures
 from paddle_recomp.vlm.front_end import SeenImage
 from paddle_recomp.vlm.latency import (
     Deadline,
@@ -30,8 +30,8 @@ from paddle_recomp.vlm.latency import (
     token_counts,
 )
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
-from tests.runner.counting import CountingBackend, counting
+from paddle_recomp.vlm.vlm import VLM
+from tests.vlm.counting import CountingBackend, counting
 
 QUESTION = "what digit is red?"
 SHORT = GenerationConfig(max_new_tokens=3)
@@ -87,14 +87,14 @@ class SlowVLM(VLM):
 @pytest.fixture
 def slow(vlm: VLM) -> tuple[VLM, CountingBackend]:
     counted, backend = counting(vlm)
-    ours = SlowVLM(counted.encoder, vlm.language_model, vlm.tokenizer)
+    ours = SlowVLM(counted.front_end, vlm.answerer)
     ours.slow = Latency(SLOW)
     return ours, backend
 
 
 @pytest.fixture(scope="module")
 def seen(vlm: VLM) -> list[SeenImage]:
-    return vlm.encoder.see(list(demo_pictures())[:2])
+    return vlm.front_end.see(list(demo_pictures())[:2])
 
 
 def words_of(vlm: VLM, images: list[SeenImage]) -> int:
@@ -214,7 +214,7 @@ def test_a_slower_machine_gets_fewer_tokens(
 
 def test_measured_once_and_kept(vlm: VLM, tmp_path: Path) -> None:
     file = tmp_path / "new" / "profile.json"
-    first, again = (VLM(vlm.encoder, vlm.language_model, vlm.tokenizer, file) for _ in range(2))
+    first, again = (VLM(vlm.front_end, vlm.answerer, file) for _ in range(2))
     steps: list[int] = []
     latency, profile = first.latency(lambda done, _: steps.append(done)), first.latency().profile
     assert steps == list(range(7))
@@ -228,14 +228,14 @@ def test_measured_once_and_kept(vlm: VLM, tmp_path: Path) -> None:
 
 def test_a_kept_profile_is_compared_with_today(vlm: VLM, tmp_path: Path) -> None:
     keep_profile(SLOW, tmp_path / "profile.json")
-    today = VLM(vlm.encoder, vlm.language_model, vlm.tokenizer, tmp_path / "profile.json").latency()
+    today = VLM(vlm.front_end, vlm.answerer, tmp_path / "profile.json").latency()
     assert today.profile == SLOW
     assert today.pace() < 0.9
 
 
 def test_steps_are_told(vlm: VLM) -> None:
     heard: list[tuple[int, int]] = []
-    measure(vlm, lambda done, total: heard.append((done, total)))
+    measure(vlm.see, vlm.ask, lambda done, total: heard.append((done, total)))
     assert heard == [(i, 6) for i in range(7)]
 
 

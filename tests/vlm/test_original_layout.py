@@ -11,8 +11,9 @@ import sentencepiece
 from PIL import Image
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.vlm.loading import demo_folder, find_checkpoint, load, load_encoder
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.demo import demo_folder
+from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.vlm import VLM
 from tests.checkpoint.conftest import ORIGINAL_CONFIG
 from tests.checkpoint.writers import write_json, write_torch
 
@@ -71,7 +72,7 @@ def original(folder: Path) -> VLM:
 
 def test_it_answers_with_its_own_template_and_tokenizer(original: VLM, picture: Path) -> None:
     seen = original.see(picture)
-    (prompt,) = original.encoder.compress([seen], [QUESTION], TokenBudget(tokens=20))
+    (prompt,) = original.compress([seen], [QUESTION], TokenBudget(tokens=20))
     assert prompt.text.startswith("A chat between a curious user")
     answer = original.ask(
         seen, QUESTION, TokenBudget(tokens=20), generation=GenerationConfig(max_new_tokens=3)
@@ -81,7 +82,7 @@ def test_it_answers_with_its_own_template_and_tokenizer(original: VLM, picture: 
 
 def test_pictures_are_padded_to_a_square(original: VLM, picture: Path) -> None:
     """The original config says so; the box then reaches beyond the picture."""
-    assert original.encoder.image_processor.aspect == "pad"
+    assert original.front_end.image_processor.aspect == "pad"
     left, top, right, bottom = original.see(picture).box
     with Image.open(picture) as image:
         assert (right - left, bottom - top) == (image.width, image.width)
@@ -90,10 +91,12 @@ def test_pictures_are_padded_to_a_square(original: VLM, picture: Path) -> None:
 def test_same_weights_same_tokens(original: VLM) -> None:
     """Of a square picture both layouts make the same, up to the projector."""
     square = Image.effect_noise((224, 224), 80).convert("RGB")
-    other = load_encoder(find_checkpoint("demo"))
+    other = load_front_end(find_checkpoint("demo"))
     ours, theirs = (
-        encoder.compress(encoder.see([square]), [QUESTION], TokenBudget(tokens=24))[0].compressed[0]
-        for encoder in (original.encoder, other)
+        front_end.compress(front_end.see([square]), [QUESTION], TokenBudget(tokens=24))[
+            0
+        ].compressed[0]
+        for front_end in (original.front_end, other)
     )
     np.testing.assert_array_equal(ours.index, theirs.index)
-    np.testing.assert_allclose(ours.tokens, theirs.tokens, atol=1e-5)
+    np.testing.assert_allclose(ours.embeds, theirs.embeds, atol=1e-5)

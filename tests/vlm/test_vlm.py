@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.compression.config import preset
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import (
@@ -20,9 +19,10 @@ from paddle_recomp.errors import (
     RecompWarning,
 )
 from paddle_recomp.types import Stage
-from paddle_recomp.vlm.loading import find_checkpoint, load, load_encoder
-from paddle_recomp.vlm.runner import VLM
-from tests.runner.counting import CountingBackend, counting
+from paddle_recomp.vlm.demo import demo_pictures
+from paddle_recomp.vlm.loading import load
+from paddle_recomp.vlm.vlm import VLM
+from tests.vlm.counting import CountingBackend, counting
 
 QUESTIONS = [
     "what digit is red?",
@@ -67,7 +67,7 @@ def test_stream_and_ask_agree(vlm: VLM, picture: Path) -> None:
 
 @pytest.mark.parametrize("budget", [TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)])
 def test_a_batch_equals_its_singles(vlm: VLM, budget: TokenBudget) -> None:
-    images = vlm.encoder.see(list(demo_pictures())[:3])
+    images = vlm.front_end.see(list(demo_pictures())[:3])
     together = vlm.ask_batch(
         images, QUESTIONS[:3], budget, generation=GenerationConfig(max_new_tokens=4)
     )
@@ -79,16 +79,19 @@ def test_a_batch_equals_its_singles(vlm: VLM, budget: TokenBudget) -> None:
 
 def test_full_is_every_patch_through_the_projector(vlm: VLM, picture: Path) -> None:
     seen = vlm.see(picture)
-    (prompt,) = vlm.encoder.compress([seen], [QUESTIONS[0]], TokenBudget(full=True))
+    (prompt,) = vlm.front_end.compress([seen], [QUESTIONS[0]], TokenBudget(full=True))
     np.testing.assert_array_equal(prompt.compressed[0].index[0], np.arange(seen.num_patches))
     assert vlm.ask(seen, QUESTIONS[0], TokenBudget(full=True)).num_visual_tokens == 256
 
 
 def test_faithful_never_reads_the_question(picture: Path) -> None:
-    encoder = load_encoder(find_checkpoint("demo"), preset("faithful"))
-    (seen,) = encoder.see([picture])
-    first, second = (encoder.compress([seen], [q], TokenBudget())[0] for q in QUESTIONS[:2])
+    vlm = load("demo-checkpoint", config=preset("faithful"))
+    seen = vlm.see(picture)
+    first, second = (vlm.compress([seen], [q], TokenBudget())[0].pictures for q in QUESTIONS[:2])
     np.testing.assert_array_equal(first.compressed[0].index, second.compressed[0].index)
+    answers = [vlm.chat(seen, "recompress").ask(q) for q in QUESTIONS[:2]]
+    for answer in answers:
+        np.testing.assert_array_equal(answer.compressed[0].index, first.compressed[0].index)
 
 
 def test_text_that_cannot_be_asked(vlm: VLM, picture: Path) -> None:
@@ -115,7 +118,7 @@ def test_impossible_budgets_and_devices(vlm: VLM, picture: Path) -> None:
 def test_broken_weights_are_noticed(vlm: VLM, picture: Path) -> None:
     pixels = np.full((1, 3, 224, 224), np.nan, dtype=np.float32)
     with pytest.raises(FeatureError, match="NaN"):
-        vlm.encoder.backend.run("vision", {"pixel_values": pixels})
+        vlm.front_end.backend.run("vision", {"pixel_values": pixels})
 
 
 def test_shipped_questions_are_answered(vlm: VLM) -> None:

@@ -4,6 +4,7 @@ tokens."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from paddle_recomp.commands.demo import demo_pictures
 from paddle_recomp.commands.main import main
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, ContextLengthError, QuestionError
 from paddle_recomp.preprocess import Turn
 from paddle_recomp.vlm.conversation import Mode
-from paddle_recomp.vlm.front_end import ImageEncoder, SeenImage
-from paddle_recomp.vlm.runner import VLM
-from tests.runner.counting import counting
-from tests.runner.recording import Recording, embeddings
+from paddle_recomp.vlm.demo import demo_pictures
+from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
+from paddle_recomp.vlm.vlm import VLM
+from tests.vlm.counting import counting
+from tests.vlm.recording import Recording, embeddings
 
 QUESTION = "what digit is red?"
 SHORT = GenerationConfig(max_new_tokens=4)
@@ -30,18 +31,18 @@ BUDGET = TokenBudget(tokens=33)
 
 @pytest.fixture(scope="module")
 def seen(vlm: VLM) -> list[SeenImage]:
-    return vlm.encoder.see(list(demo_pictures())[:3])
+    return vlm.front_end.see(list(demo_pictures())[:3])
 
 
 @pytest.fixture
 def recording(vlm: VLM) -> tuple[VLM, Recording]:
-    heard = Recording(vlm.language_model)
-    return VLM(vlm.encoder, heard, vlm.tokenizer), heard
+    heard = Recording(vlm.answerer.model)
+    return VLM(vlm.front_end, replace(vlm.answerer, model=heard)), heard
 
 
-def alone(encoder: ImageEncoder, image: SeenImage, question: str, tokens: int) -> np.ndarray:
-    (prompt,) = encoder.compress([image], [question], TokenBudget(tokens=tokens))
-    return np.asarray(prompt.compressed[0].tokens[0])
+def alone(front_end: VisualFrontEnd, image: SeenImage, question: str, tokens: int) -> np.ndarray:
+    (prompt,) = front_end.compress([image], [question], TokenBudget(tokens=tokens))
+    return np.asarray(prompt.compressed[0].embeds[0])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_each_picture_stands_in_its_place(
     answer = vlm.ask(seen[:2], question, BUDGET, SHORT)
     words = question.replace("<image>", " ")
     blocks = [
-        alone(vlm.encoder, image, words, tokens)
+        alone(vlm.front_end, image, words, tokens)
         for image, tokens in zip(seen, (17, 16), strict=False)
     ]
     expected = embeddings(vlm, [Turn(question, images=2)], blocks)
@@ -67,8 +68,9 @@ def test_each_picture_stands_in_its_place(
 
 def test_no_picture_costs_nothing(vlm: VLM) -> None:
     ours, backend = counting(vlm)
-    heard = Recording(vlm.language_model)
-    answer = VLM(ours.encoder, heard, vlm.tokenizer).ask([], QUESTION, BUDGET, SHORT)
+    heard = Recording(vlm.answerer.model)
+    ours = VLM(ours.front_end, replace(vlm.answerer, model=heard))
+    answer = ours.ask([], QUESTION, BUDGET, SHORT)
     assert not backend.runs
     np.testing.assert_array_equal(heard.read[0], embeddings(vlm, [Turn(QUESTION)], []))
     assert (answer.compressed, answer.num_visual_tokens, answer.num_patches) == ((), 0, 0)
@@ -180,22 +182,22 @@ def test_a_conversation_about_two_pictures(
     chat = vlm.chat(seen[:2], mode)
     questions = ["is <image> like <image>?", "where is the circle?"]
     compressed = [
-        vlm.encoder.compress([seen[:2]], [text.replace("<image>", " ")], BUDGET)[0].compressed
+        vlm.front_end.compress([seen[:2]], [text.replace("<image>", " ")], BUDGET)[0].compressed
         for text in questions
     ]
     first = chat.ask(questions[0], BUDGET, SHORT)
-    blocks = [one.tokens[0] for one in compressed[0]]
+    blocks = [one.embeds[0] for one in compressed[0]]
     begun = embeddings(vlm, [Turn(questions[0], images=2)], blocks)
     np.testing.assert_allclose(heard.read[0], begun, rtol=0, atol=1e-5)
 
     chat.ask(questions[1], BUDGET, SHORT)
     recovered = []
     if mode == "recompress":
-        blocks = [one.tokens[0] for one in compressed[1]]
+        blocks = [one.embeds[0] for one in compressed[1]]
     elif mode == "append":
         for before, after in zip(*compressed, strict=True):
             new = (after.index[0] >= 0) & ~np.isin(after.index[0], before.index[0])
-            recovered += [after.tokens[0][new]] if new.any() else []
+            recovered += [after.embeds[0][new]] if new.any() else []
         assert len(recovered) == 2, "both pictures have something"
     turns = [Turn(questions[0], first.text, 2), Turn(questions[1], images=len(recovered))]
     whole = embeddings(vlm, turns, [*blocks, *recovered])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.runner import VLM
+from paddle_recomp.vlm.vlm import VLM
 
 
 @pytest.fixture(scope="session")

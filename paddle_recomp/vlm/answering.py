@@ -1,0 +1,190 @@
+"""The language side: a prompt with visual tokens among its words becomes an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from paddle_recomp.config import GenerationConfig
+from paddle_recomp.errors import ContextLengthError
+from paddle_recomp.llm.base import LanguageModel, State
+from paddle_recomp.llm.generation import Draft, Generation
+from paddle_recomp.preprocess import (
+    IMAGE_TOKEN,
+    ChatTemplate,
+    LanguageTokenizer,
+    Turn,
+    render,
+    spoken,
+)
+from paddle_recomp.types import Answer, AnswerStream, num_patches, stage_counts
+from paddle_recomp.vlm.front_end import CompressedPictures
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """A question with the visual tokens that it needs, ready to be answered."""
+
+    text: str
+    """The prompt, with a placeholder where each picture goes."""
+    pictures: CompressedPictures
+
+
+@dataclass(frozen=True, eq=False)
+class Answerer:
+    """A language model with its tokenizer and its chat template."""
+
+    model: LanguageModel
+    tokenizer: LanguageTokenizer
+    template: ChatTemplate
+
+    def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """The ids of a conversation up to where the next answer begins, IMAGE_TOKEN for each
+        picture.
+
+        Raises: QuestionError as `preprocess.render`."""
+        return tuple(self.tokenizer.encode(render(self.template, turns)))
+
+    def encode_spoken(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """The ids of a conversation up to the last word of its last answer.
+
+        Raises: QuestionError as `preprocess.spoken`."""
+        return tuple(self.tokenizer.encode(spoken(self.template, turns)))
+
+    def embed(
+        self, ids: Sequence[int], blocks: Sequence[np.ndarray], max_new_tokens: int
+    ) -> np.ndarray:
+        """The embeddings [T, D] of ids with a block of visual tokens [M, D] for each picture.
+
+        Raises: ContextLengthError when there is no room for so long an answer behind them."""
+        check_room(self.model, ids, blocks, max_new_tokens)
+        return splice(self.model, ids, blocks)
+
+    def embed_prompt(self, prompt: VisualPrompt, max_new_tokens: int) -> np.ndarray:
+        """`embed` of a question and its pictures."""
+        ids = self.tokenizer.encode(prompt.text)
+        return self.embed(ids, blocks_of(prompt.pictures), max_new_tokens)
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], config: GenerationConfig, state: State | None = None
+    ) -> Generation:
+        """The answers to embeddings [T_i, D], of which none has begun; see `Generation`."""
+        ends = self.tokenizer.eos_token_ids
+        drafts = [Draft(self.tokenizer.stream(), ends, config) for _ in prompts]
+        return Generation(self.model, prompts, drafts, config, state)
+
+    def answer(self, prompts: Sequence[VisualPrompt], config: GenerationConfig) -> list[Answer]:
+        """The answers to prompts, in one pass of the language model. The time to the first token
+        is that of all steps in front of the language model, and of its prefill.
+
+        Raises: ContextLengthError, FeatureError."""
+        begin = time.perf_counter()
+        embeds = [self.embed_prompt(prompt, config.max_new_tokens) for prompt in prompts]
+        generation, marks = self.generate(embeds, config), [time.perf_counter()]
+        for _ in generation:
+            marks.append(time.perf_counter())
+        answers = []
+        for prompt, draft, rows in zip(prompts, generation.drafts, embeds, strict=True):
+            before = prompt.pictures.timing
+            start = begin - before.vision - before.text - before.compress
+            answers.append(_finished(draft, prompt.pictures, len(rows), start, marks))
+        return answers
+
+    def stream(
+        self,
+        generation: Generation,
+        pictures: CompressedPictures,
+        start: float,
+        stream: AnswerStream,
+    ) -> Iterator[str]:
+        """The pieces of the one answer that is generated; leaves the answer in the stream, however
+        the pieces end. `start` is the time of the question.
+
+        Raises: ContextLengthError, FeatureError."""
+        if stream.cancelled:
+            return
+        (draft,), (prompt,) = generation.drafts, generation.prompts
+        marks = [time.perf_counter()]
+        try:
+            for (piece,) in generation:
+                marks.append(time.perf_counter())
+                if piece:
+                    yield piece
+                if stream.cancelled:
+                    return
+        finally:
+            if len(marks) > 1:
+                stream.answer = _finished(draft, pictures, len(prompt), start, marks)
+
+
+def blocks_of(pictures: CompressedPictures) -> tuple[np.ndarray, ...]:
+    """The visual tokens [M, D] of each picture."""
+    return tuple(one.embeds[0] for one in pictures.compressed)
+
+
+def splice(model: LanguageModel, ids: Sequence[int], blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """The embeddings [T, D] float32 of a prompt, with a block of visual tokens [M, D] in place of
+    each IMAGE_TOKEN, in order."""
+    numbers = np.array(ids, dtype=np.int64)
+    (places,) = np.nonzero(numbers == IMAGE_TOKEN)
+    words = model.embed(np.delete(numbers, places))
+    # Each block pushed out one id, so the words in front of the next are as many fewer.
+    starts = [0, *(places - np.arange(len(places))), len(words)]
+    parts = [words[: starts[1]]]
+    for block, begin, end in zip(blocks, starts[1:-1], starts[2:], strict=True):
+        parts += [block, words[begin:end]]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def num_positions(ids: Sequence[int], blocks: Sequence[np.ndarray]) -> int:
+    """T of `splice`."""
+    return len(ids) - len(blocks) + sum(len(block) for block in blocks)
+
+
+def check_room(
+    model: LanguageModel, ids: Sequence[int], blocks: Sequence[np.ndarray], max_new_tokens: int
+) -> None:
+    """Raises: ContextLengthError when prompt and answer may together exceed the language model's
+    context; it says how many visual tokens would fit."""
+    positions = num_positions(ids, blocks)
+    words = len(ids) - len(blocks)
+    if positions + max_new_tokens <= model.context:
+        return
+    room = model.context - words - max_new_tokens
+    fits = f"at most {room} visual tokens would fit"
+    if room < len(blocks) or not blocks:
+        fits = "the text has to be shorter, or the answer"
+    raise ContextLengthError(
+        f"the prompt has {words} tokens of text and {positions - words} visual tokens, the answer "
+        f"may take {max_new_tokens}; the language model's context is {model.context}: {fits}"
+    )
+
+
+def _finished(
+    draft: Draft,
+    pictures: CompressedPictures,
+    prefilled: int,
+    start: float,
+    marks: Sequence[float],
+) -> Answer:
+    """`marks` are the times when the prompt was ready and when each token was."""
+    return Answer(
+        text=draft.text.strip(),
+        token_ids=tuple(draft.token_ids),
+        stage_counts=stage_counts(pictures.stages, *pictures.compressed),
+        num_patches=num_patches(*pictures.compressed),
+        timing=replace(
+            pictures.timing,
+            prefill=marks[1] - marks[0],
+            decode=marks[-1] - marks[1],
+            first_token=marks[1] - start,
+        ),
+        compressed=pictures.compressed,
+        finish_reason=draft.finish_reason or "cancelled",
+        logprobs=tuple(draft.logprobs),
+        stages=pictures.stages,
+        prefilled=prefilled,
+    )

@@ -1,0 +1,183 @@
+"""The runner: a picture is seen once, and every question is answered from the tokens it needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.preprocess import Turn, check_question, clip_text, render
+from paddle_recomp.types import Answer, AnswerStream
+from paddle_recomp.vlm.answering import Answerer, VisualPrompt
+from paddle_recomp.vlm.conversation import DEFAULT_MODE, Conversation, Mode, check_mode
+from paddle_recomp.vlm.front_end import (
+    ImageLike,
+    Images,
+    SeenImage,
+    VisualFrontEnd,
+    check_count,
+    listed,
+)
+from paddle_recomp.vlm.latency import Deadline, Latency, known_latency
+
+
+class VLM:
+    """A vision-language model that recompresses its pictures for every question: a front end for
+    the pictures, and an answerer for the language.
+
+    Where a method takes `images`, that is one picture, several, or none: an empty sequence. They
+    stand in front of the question, unless it has a place, `<image>`, for each of them.
+
+    Threads may share one: each gets what it gets alone. A conversation takes one question at a
+    time."""
+
+    def __init__(
+        self, front_end: VisualFrontEnd, answerer: Answerer, latency_file: Path | None = None
+    ) -> None:
+        """`latency_file` is where `latency` is kept once it was measured."""
+        self.front_end = front_end
+        self.answerer = answerer
+        self.latency_file = latency_file
+        self._latency: Latency | None = None
+        self._measuring = threading.Lock()
+
+    def see(self, image: ImageLike) -> SeenImage:
+        """Runs the vision tower on a picture, once for all questions.
+
+        Raises: ImageError, FeatureError."""
+        return self.front_end.see([image])[0]
+
+    def ask(
+        self,
+        images: Images,
+        question: str,
+        budget: TokenBudget | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> Answer:
+        """Answers a question about pictures from the visual tokens that the question needs.
+
+        Raises: ImageError, QuestionError, ConfigError (budget), ContextLengthError."""
+        return self.stream(images, question, budget, generation).finish()
+
+    def stream(
+        self,
+        images: Images,
+        question: str,
+        budget: TokenBudget | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> AnswerStream:
+        """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
+        budget, generation = budget or TokenBudget(), generation or GenerationConfig()
+        return AnswerStream(partial(self._stream, images, question, budget, generation))
+
+    def ask_batch(
+        self,
+        images: Sequence[Images],
+        questions: Sequence[str],
+        budgets: TokenBudget | Sequence[TokenBudget] | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> list[Answer]:
+        """Answers several questions, each about its pictures (`images[i]`), in one pass: of the
+        vision tower over all new pictures, of the compressor, and of the language model. The times
+        are those of the whole batch, the vision tower's among them.
+
+        With dynamic INT8 (`--precision int8` unless `--quantization static` is given) the ranges of
+        activations span the batch, so that the tokens of a picture depend a little on the pictures
+        beside it; ask one by one where the same answers as alone are needed.
+
+        Raises: as `ask`; QuestionError when there are not pictures for each question."""
+        check_count(images, questions)
+        # Cheap checks first: the vision tower is the expensive part.
+        for question, some in zip(questions, images, strict=True):
+            check_question(question, len(listed(some)))
+        seen, seconds = self.front_end.see_all(images)
+        prompts = self._prompts(seen, questions, budgets or TokenBudget(), seconds)
+        return self.answer(prompts, generation)
+
+    def compress(
+        self,
+        images: Sequence[SeenImage | Sequence[SeenImage]],
+        questions: Sequence[str],
+        budgets: TokenBudget | Sequence[TokenBudget],
+    ) -> list[VisualPrompt]:
+        """Compresses the seen picture or pictures of each question for it, all in one pass; see
+        `VisualFrontEnd.compress`.
+
+        Raises: QuestionError, ConfigError (budget), FeatureError."""
+        check_count(images, questions)
+        groups = [(one,) if isinstance(one, SeenImage) else one for one in images]
+        return self._prompts(groups, questions, budgets)
+
+    def answer(
+        self, prompts: Sequence[VisualPrompt], generation: GenerationConfig | None = None
+    ) -> list[Answer]:
+        """Answers the prompts that `compress` made, in one pass or one by one, in one pass of the
+        language model; the time to the first token is that of both.
+
+        Raises: ContextLengthError."""
+        return self.answerer.answer(prompts, generation or GenerationConfig())
+
+    def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
+        """Begins a conversation about pictures; see `Conversation`.
+
+        Raises: ImageError, FeatureError, ConfigError (mode)."""
+        check_mode(mode)
+        (seen,), _ = self.front_end.see_all([images])
+        return Conversation(self.front_end, self.answerer, self.latency, seen, mode)
+
+    def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
+        """What this model takes on this machine; the first time that takes a while, of which
+        `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
+        with self._measuring:
+            if self._latency is None:
+                self._latency = known_latency(self.see, self.ask, self.latency_file, on_step)
+            return self._latency
+
+    def _stream(
+        self,
+        images: Images,
+        question: str,
+        budget: TokenBudget,
+        generation: GenerationConfig,
+        stream: AnswerStream,
+    ) -> Iterator[str]:
+        given = listed(images)
+        # Cheap checks first: the vision tower is the expensive part.
+        check_question(question, len(given))
+        deadline, words = Deadline(budget, self.latency), partial(self._words, question, len(given))
+        deadline.check(words, len(given), sum(not isinstance(one, SeenImage) for one in given))
+        (seen,), seconds = self.front_end.see_all([given])
+        (prompt,) = self._prompts([seen], [question], deadline.budget(words, seen), seconds)
+        embeds = self.answerer.embed_prompt(prompt, generation.max_new_tokens)
+        running = self.answerer.generate([embeds], generation)
+        yield from self.answerer.stream(running, prompt.pictures, deadline.start, stream)
+        deadline.note(stream.answer)
+
+    def _words(self, question: str, num_images: int) -> int:
+        """Positions of a prompt besides its visual tokens."""
+        return len(self.answerer.encode([Turn(question, images=num_images)])) - num_images
+
+    def _prompts(
+        self,
+        pictures: Sequence[Sequence[SeenImage]],
+        questions: Sequence[str],
+        budgets: TokenBudget | Sequence[TokenBudget],
+        seconds: float = 0.0,
+    ) -> list[VisualPrompt]:
+        """Each question with its pictures compressed for it; seeing these took `seconds`."""
+        counts = [len(some) for some in pictures]
+        asked = [check_question(q, count) for q, count in zip(questions, counts, strict=True)]
+        template, source = self.answerer.template, self.front_end.question_source
+        texts = [clip_text(q, n, template, source) for q, n in zip(asked, counts, strict=True)]
+        prompts = [
+            render(template, [Turn(question, images=count)])
+            for question, count in zip(asked, counts, strict=True)
+        ]
+        compressed = self.front_end.compress(pictures, texts, budgets)
+        return [
+            VisualPrompt(text, replace(one, timing=replace(one.timing, vision=seconds)))
+            for text, one in zip(prompts, compressed, strict=True)
+        ]
