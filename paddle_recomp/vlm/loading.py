@@ -16,6 +16,7 @@ from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyErro
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import (
     TEMPLATES,
+    ChatTemplate,
     ClipTokenizer,
     ImageProcessor,
     LanguageTokenizer,
@@ -117,7 +118,7 @@ def _load_checkpoint(
     front_end = load_front_end(checkpoint, config, device, on_bytes, backend, precision, cache)
     model = _paddle_llama(checkpoint, device, on_bytes)
     words = LanguageTokenizer.from_folder(checkpoint.model_dir)
-    return front_end, Answerer(model, words, TEMPLATES[checkpoint.spec.chat_template])
+    return front_end, Answerer(model, words, chat_template(checkpoint))
 
 
 def _load_bundle(
@@ -176,6 +177,13 @@ def load_front_end(
     return replace(front_end, backend=CachedBackend(front_end.backend, cache, tower))
 
 
+def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
+    """The template that a model was trained on."""
+    if isinstance(model, Bundle):
+        return model.template
+    return TEMPLATES[model.spec.chat_template]
+
+
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
     """How a checkpoint wants its pictures prepared.
 
@@ -231,20 +239,27 @@ def _bundle_front_end(
     )
 
 
+def config_of(bundle: Bundle) -> CompressionConfig:
+    """The configuration that a bundle was exported with, with its chosen compressor. An option that
+    is younger than the bundle had its default then.
+
+    Raises: ConfigError for a method or an option that this version does not have."""
+    return CompressionConfig(bundle.method, **bundle.towers, **bundle.options)
+
+
 def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
-    """Raises: ConfigError where a bundle was exported with another configuration. An option that is
-    younger than the bundle had its default then."""
-    exported = {"method": bundle.method, **bundle.towers, **bundle.options}
-    usual = CompressionConfig(config.method).as_dict()
-    for name, value in config.as_dict().items():
-        found = exported.get(name, usual[name])
-        if value == found:
-            continue
-        if bundle.folder == demo_bundle_folder():
-            which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
-        else:
-            which, remedy = str(bundle.folder), "export it again"
-        raise ConfigError(f"{which} was exported with {name}={found}; for {name}={value}, {remedy}")
+    """Raises: ConfigError where a bundle was exported with another configuration."""
+    exported, asked = config_of(bundle).as_dict(), config.as_dict()
+    if exported == asked:
+        return
+    name = next(name for name in asked if asked[name] != exported.get(name))
+    if bundle.folder == demo_bundle_folder():
+        which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
+    else:
+        which, remedy = str(bundle.folder), "export it again"
+    raise ConfigError(
+        f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
+    )
 
 
 def bundle_backend(
