@@ -22,7 +22,7 @@ FILE = "bundle-file"
 """The `format` of strings that name a file of the bundle."""
 KEYWORDS = {
     *("type", "enum", "const", "properties", "required", "additionalProperties", "items"),
-    *("minimum", "exclusiveMinimum", "minLength", "minItems", "maxItems", "minProperties"),
+    *("minimum", "maximum", "exclusiveMinimum", "minLength", "minItems", "maxItems", "minProperties"),
     *("pattern", "format", "$ref", "$defs", "$schema", "$id", "title", "description"),
 }
 """What a schema may say."""
@@ -119,6 +119,8 @@ def _expected(value: object, node: Schema) -> str | None:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if value < node.get("minimum", -math.inf):
             return f"at least {node['minimum']}"
+        if value > node.get("maximum", math.inf):
+            return f"at most {node['maximum']}"
         if value <= node.get("exclusiveMinimum", -math.inf):
             return f"more than {node['exclusiveMinimum']}"
     elif isinstance(value, list):
