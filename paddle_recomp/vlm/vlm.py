@@ -86,7 +86,8 @@ class VLM:
 
         With dynamic INT8 (`--precision int8` unless `--quantization static` is given) the ranges of
         activations span the batch, so that the tokens of a picture depend a little on the pictures
-        beside it; ask one by one where the same answers as alone are needed.
+        beside it. The ranges of an int8 decoder span the prompts of the batch in the same way. Ask
+        one by one where the same answers as alone are needed.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
         check_count(images, questions)
