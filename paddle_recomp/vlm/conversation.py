@@ -90,8 +90,8 @@ class Conversation:
         generation: GenerationConfig | None = None,
     ) -> Answer:
         """Answers the next question. `Answer.compressed` are the pictures compressed for it, in
-        mode `keep` for the first one; `Answer.prefilled` counts the positions that were not in the KV cache. Only
-        the first question may have places, `<image>`, for the pictures.
+        mode `keep` for the first one; `Answer.prefilled` counts the positions that were not in the
+        KV cache. Only the first question may have places, `<image>`, for the pictures.
 
         Raises: QuestionError, ConfigError (budget), ContextLengthError; StateError when another
         question was asked before the answer ended."""
