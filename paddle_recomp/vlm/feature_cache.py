@@ -24,8 +24,8 @@ Arrays = Mapping[str, np.ndarray]
 MEMORY_BYTES = 256 * 2**20
 DISK_BYTES = 2**30
 HALVED = ("features", "keys")
-"""The arrays that a file holds in float16. Scores and patch_embeds stay as they are: rounded, they would
-choose other patches now and then (docs/numbers.md)."""
+"""The arrays that a file holds in float16. Scores and patch_embeds stay as they are: rounded, they
+would choose other patches now and then (docs/numbers.md)."""
 SUFFIX = ".features"
 _DIGEST = hashlib.sha256().digest_size
 

@@ -31,8 +31,8 @@ class VLM:
     Where a method takes `images`, that is one picture, several, or none: an empty sequence. They
     stand in front of the question, unless it has a place, `<image>`, for each of them.
 
-    Threads may share one: each gets the answers that it gets alone. A conversation takes one question at a
-    time."""
+    Threads may share one: each gets the answers that it gets alone. A conversation takes one
+    question at a time."""
 
     def __init__(
         self, front_end: VisualFrontEnd, answerer: Answerer, latency_file: Path | None = None
