@@ -59,9 +59,10 @@ class OnnxBackend:
         DeviceError when a provider does not start."""
         if graph == "encoder" and graph not in self.bundle.graphs:
             return run_encoder(self, inputs)
-        names = self.bundle.graphs[graph].outputs
-        values = self._session(graph).run(list(names), inputs)
-        arrays = dict(zip(names, values, strict=True))
+        about = self.bundle.graphs[graph]
+        wanted = {name: inputs[name] for name in about.inputs}
+        values = self._session(graph).run(list(about.outputs), wanted)
+        arrays = dict(zip(about.outputs, values, strict=True))
         check_finite(arrays)
         return arrays
 
