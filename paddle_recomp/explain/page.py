@@ -26,7 +26,7 @@ from paddle_recomp.explain.layout import (
     View,
 )
 from paddle_recomp.explain.picture import draw_corner, draw_dot, draw_picture
-from paddle_recomp.preprocess.images import Box
+from paddle_recomp.preprocess import Box
 from paddle_recomp.types import Compressed, Stage, stage_counts
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
