@@ -24,7 +24,25 @@ _MAX_WORK_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """CLIP's preparation of pictures, with the constants of one checkpoint."""
+    """CLIP's preparation of pictures, with the constants of one checkpoint.
+
+    A picture in 8-bit RGB goes through these steps, in this order:
+
+    1. Pad, only where `aspect` is `pad` and the sides differ. The picture is put into a square
+       whose side is the longer one, floor(difference / 2) pixels from the left or from the top.
+       Around it each channel is int(mean · 255), truncated.
+    2. Resize. The shorter side becomes `size`, the longer int(size · longer / shorter), truncated.
+       The filter is bicubic as Pillow has it: a = −0.5; where a side shrinks, the filter is
+       widened by the same factor (antialiasing); the weights of the pixels within the picture
+       are divided by their sum, then rounded to 22 binary places. The horizontal pass comes
+       first, then the vertical one; each rounds half up and clips to 8 bits.
+    3. Crop the square of side `crop` whose left and top edges are at floor((side − crop) / 2).
+       What reaches beyond the picture is zero.
+    4. Rescale: each value times `rescale`, in float64, rounded to float32.
+    5. Normalise: minus `mean`, then divided by `std`, both in float32.
+
+    The result does not depend on the version of Pillow. It is what transformers makes with Pillow
+    up to 12.1: the Pillow of the time when the published checkpoints were trained."""
 
     size: int
     """Pixels of the shorter side after resizing."""
@@ -71,6 +89,24 @@ class ImageProcessor:
             ),
         )
 
+    def steps(self) -> dict[str, Any]:
+        """What the fields leave open about the preparation, as plain data for JSON. Together they
+        are enough to prepare a picture without this class and without Pillow."""
+        order = ["resize", "crop", "rescale", "normalise"]
+        return {
+            "order": ["pad", *order] if self.aspect == "pad" else order,
+            "pad_colour": list(self._background) if self.aspect == "pad" else None,
+            "offset": "floor of half the difference",
+            "longer_side": "truncated",
+            "resample": "bicubic",
+            "bicubic_a": -0.5,
+            "antialias": True,
+            "weight_bits": 22,
+            "passes": ["horizontal", "vertical"],
+            "round": "half up to uint8 after each pass",
+            "beyond_picture": 0,
+        }
+
     def __call__(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """Pixel values [B, 3, S, S] of RGB pictures, S = `crop`.
 
@@ -87,7 +123,7 @@ class ImageProcessor:
             image = self._pad_to_square(image)
         width, height = self._resized(image.size)
         _check_work(image.size, width * height)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = resize(image, width, height)
         left, top = (width - self.crop) // 2, (height - self.crop) // 2
         # Where the crop reaches beyond a smaller picture, Pillow fills with zeros, as CLIP does.
         image = image.crop((left, top, left + self.crop, top + self.crop))
@@ -101,11 +137,15 @@ class ImageProcessor:
         if width == height:
             return image
         _check_work(image.size, side * side)
-        # Truncated, not rounded: LLaVA's own background.
-        background = tuple(int(channel * 255) for channel in self.mean)
-        square = Image.new("RGB", (side, side), background)
+        square = Image.new("RGB", (side, side), self._background)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
+
+    @property
+    def _background(self) -> tuple[int, int, int]:
+        # Truncated, not rounded: LLaVA's own background.
+        red, green, blue = (int(channel * 255) for channel in self.mean)
+        return red, green, blue
 
     def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Width and height after the shorter side was brought to `size`."""
@@ -133,6 +173,15 @@ def crop_box(image_size: tuple[int, int], processor: ImageProcessor) -> Box:
         (left + processor.crop) * scale_x - offset_x,
         (top + processor.crop) * scale_y - offset_y,
     )
+
+
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Bicubic, the width first, then the height, each rounded to 8 bits."""
+    # One axis a call. In a call for both Pillow chooses the order, and another order rounds
+    # differently: up to 12.1 the width is always first, later the height of some tall pictures.
+    for size in ((width, image.height), (width, height)):
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return image
 
 
 def _check_work(size: tuple[int, int], pixels: int) -> None:
