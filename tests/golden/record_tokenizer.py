@@ -2,7 +2,7 @@
 
     python -m tests.golden.record_tokenizer
 
-Needs transformers, which the tests that read the file do not. Two runs learn two vocabularies:
+Needs transformers, which the tests that read the file do not. Two runs may learn two vocabularies:
 pairs of letters that are as frequent as each other are merged in an order left to chance."""
 
 from __future__ import annotations
