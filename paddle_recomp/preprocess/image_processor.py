@@ -54,6 +54,13 @@ class ImageProcessor:
     """Cut off what is beyond the centre square, or first pad to a square (LLaVA's `pad`)."""
     rescale: float = 1 / 255
 
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour around a padded picture."""
+        # Truncated, not rounded: LLaVA's own background.
+        red, green, blue = (int(channel * 255) for channel in self.mean)
+        return red, green, blue
+
     @classmethod
     def from_folder(
         cls, folder: str | os.PathLike[str], aspect: Literal["crop", "pad"] | None = None
@@ -90,21 +97,19 @@ class ImageProcessor:
         )
 
     def steps(self) -> dict[str, Any]:
-        """What the fields leave open about the preparation, as plain data for JSON. Together they
-        are enough to prepare a picture without this class and without Pillow."""
-        order = ["resize", "crop", "rescale", "normalise"]
+        """The same as plain data for JSON, in the order of the steps."""
         return {
-            "order": ["pad", *order] if self.aspect == "pad" else order,
-            "pad_colour": list(self._background) if self.aspect == "pad" else None,
-            "offset": "floor of half the difference",
-            "longer_side": "truncated",
+            "aspect": self.aspect,
+            "pad_colour": list(self.background),
+            "size": self.size,
             "resample": "bicubic",
-            "bicubic_a": -0.5,
-            "antialias": True,
-            "weight_bits": 22,
             "passes": ["horizontal", "vertical"],
-            "round": "half up to uint8 after each pass",
-            "beyond_picture": 0,
+            "rounding": "uint8",
+            "crop": self.crop,
+            "fill": [0, 0, 0],
+            "rescale": self.rescale,
+            "mean": list(self.mean),
+            "std": list(self.std),
         }
 
     def __call__(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
@@ -137,15 +142,9 @@ class ImageProcessor:
         if width == height:
             return image
         _check_work(image.size, side * side)
-        square = Image.new("RGB", (side, side), self._background)
+        square = Image.new("RGB", (side, side), self.background)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
-
-    @property
-    def _background(self) -> tuple[int, int, int]:
-        # Truncated, not rounded: LLaVA's own background.
-        red, green, blue = (int(channel * 255) for channel in self.mean)
-        return red, green, blue
 
     def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Width and height after the shorter side was brought to `size`."""

@@ -1,7 +1,6 @@
-"""Pictures prepared from the fields of a processor and its `steps`, with NumPy alone.
+"""Pictures prepared with NumPy alone, from what `ImageProcessor` says in its docstring and `steps`.
 
-Nothing of Pillow and nothing of the library is used: what equals this bit for bit is described
-completely by that data."""
+No Pillow and nothing of the library is used, so what equals this bit for bit is said completely."""
 
 from __future__ import annotations
 
@@ -12,18 +11,21 @@ from typing import Any
 import numpy as np
 
 AXES = {"vertical": 0, "horizontal": 1}
+A = -0.5
+WEIGHT_BITS = 22
 
 
 def prepare(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    """[3, S, S] float32 from [H, W, 3] uint8; `about` has the fields and the steps."""
-    steps = {"pad": pad, "resize": resize, "crop": crop, "rescale": rescale, "normalise": normalise}
-    for name in about["order"]:
-        picture = steps[name](picture, about)
-    return picture.transpose(2, 0, 1)
+    """[3, S, S] float32 from [H, W, 3] uint8; `about` is what `steps` gives."""
+    if about["aspect"] == "pad":
+        picture = pad(picture, about)
+    picture = crop(resize(picture, about), about)
+    pixels = (picture.astype(np.float64) * about["rescale"]).astype(np.float32)
+    pixels = (pixels - np.float32(about["mean"])) / np.float32(about["std"])
+    return pixels.transpose(2, 0, 1)
 
 
 def pad(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    assert about["offset"] == "floor of half the difference"
     height, width, _ = picture.shape
     side = max(height, width)
     square = np.empty((side, side, 3), np.uint8)
@@ -35,58 +37,46 @@ def pad(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
 
 def resize(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
     assert about["resample"] == "bicubic"
-    assert about["longer_side"] == "truncated"
-    assert about["round"] == "half up to uint8 after each pass"
+    assert about["rounding"] == "uint8"
     sides = picture.shape[:2]
-    bits = about["weight_bits"]
     for name in about["passes"]:
         axis = AXES[name]
         old, new = sides[axis], about["size"] * sides[axis] // min(sides)
         if new == old:
             continue
-        table = np.array([weights(i, old, new, about) for i in range(new)])
-        whole = np.trunc(table * 2**bits + np.copysign(0.5, table)).astype(np.int64)
+        table = np.array([weights(i, old, new) for i in range(new)])
+        whole = np.trunc(table * 2**WEIGHT_BITS + np.copysign(0.5, table)).astype(np.int64)
         sums = np.tensordot(whole, picture.astype(np.int64), axes=(1, axis))
-        rounded = (sums + 2 ** (bits - 1)) >> bits
+        rounded = (sums + 2 ** (WEIGHT_BITS - 1)) >> WEIGHT_BITS
         picture = np.moveaxis(rounded, 0, axis).clip(0, 255).astype(np.uint8)
     return picture
 
 
-def weights(place: int, old: int, new: int, about: Mapping[str, Any]) -> np.ndarray:
+def weights(place: int, old: int, new: int) -> np.ndarray:
     """What each of `old` pixels in a line adds to one of the `new` ones."""
     scale = old / new
-    stretch = max(scale, 1.0) if about["antialias"] else 1.0
+    stretch = max(scale, 1.0)
     centre, reach = (place + 0.5) * scale, 2 * stretch
     first = max(int(centre - reach + 0.5), 0)
     end = min(int(centre + reach + 0.5), old)
     found = np.zeros(old)
     for i in range(first, end):
-        found[i] = bicubic((i - centre + 0.5) / stretch, about["bicubic_a"])
+        found[i] = bicubic((i - centre + 0.5) / stretch)
     return found / math.fsum(found)
 
 
-def bicubic(x: float, a: float) -> float:
+def bicubic(x: float) -> float:
     x = abs(x)
     if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+        return ((A + 2) * x - (A + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * A if x < 2 else 0.0
 
 
 def crop(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    assert about["offset"] == "floor of half the difference"
-    side = about["crop"]
-    seen = np.full((side, side, 3), about["beyond_picture"], np.uint8)
-    starts = [(length - side) // 2 for length in picture.shape[:2]]
-    target = tuple(slice(max(-start, 0), None) for start in starts)
-    part = picture[tuple(slice(max(start, 0), max(start, 0) + side) for start in starts)]
-    area = seen[target][: part.shape[0], : part.shape[1]]
-    area[:] = part[: area.shape[0], : area.shape[1]]
-    return seen
-
-
-def rescale(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    return (picture.astype(np.float64) * about["rescale"]).astype(np.float32)
-
-
-def normalise(picture: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
-    return (picture - np.float32(about["mean"])) / np.float32(about["std"])
+    side, (height, width, _) = about["crop"], picture.shape
+    # A frame as wide as the crop: it never reaches further beyond the picture.
+    framed = np.empty((height + 2 * side, width + 2 * side, 3), np.uint8)
+    framed[:] = about["fill"]
+    framed[side : side + height, side : side + width] = picture
+    top, left = side + (height - side) // 2, side + (width - side) // 2
+    return framed[top : top + side, left : left + side]
