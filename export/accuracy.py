@@ -13,7 +13,7 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 
 from .calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
 from .errors import ExportError
@@ -91,7 +91,7 @@ def _quantise_tower(
 ) -> None:
     model, feeds = onnx.load(path), samples.feeds[name]
     metadata = {item.key: item.value for item in model.metadata_props}
-    graph = OnnxGraph.read(model, OUTPUTS[name])
+    graph = OnnxGraph.read(model, [info.name for info in model.graph.output])
     layers: dict[str, list[str]] = {}
     for weight in weight_nodes(graph):
         layers.setdefault(layer_of(weight), []).append(weight)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.errors import ConfigError, FeatureError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
 
@@ -109,7 +109,7 @@ def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) ->
     """What a tower in memory gives, feed by feed.
 
     Raises: ExportError when it does not run on them, as with a tokenizer of another vocabulary."""
-    names = list(OUTPUTS[graph])
+    names = [info.name for info in model.graph.output]
     try:
         session = _session(model)
         return [dict(zip(names, session.run(names, feed), strict=True)) for feed in feeds]

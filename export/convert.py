@@ -37,6 +37,8 @@ class Job:
     model_dir: str
     clip_dir: str
     config: dict[str, Any]
+    reads: tuple[str, ...]
+    """Everything that the compress graphs of the bundle take, this one or others."""
     operators: str
     metadata: dict[str, str]
     output: str | None
@@ -146,6 +148,8 @@ def convert_layer(
     loaded = onnx.load_from_string(raw)
     del raw
     rewritten = OnnxGraph.read(loaded, layer.signature.outputs)
+    # Paddle sorts them by name.
+    rewritten.inputs.sort(key=lambda item: layer.signature.inputs.index(item.name))
     # Each of them holds all weights of a tower once more.
     del loaded
     optimise(rewritten, operators)
@@ -169,7 +173,7 @@ def main(text: str) -> None:
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
     config, spec = CompressionConfig(**job.config), checkpoint.spec
     with tempfile.TemporaryDirectory(dir=job.files[0].parent) as name:
-        folder, layer = Path(name), build(job.graph, checkpoint, config)
+        folder, layer = Path(name), build(job.graph, checkpoint, config, job.reads)
         if job.output is None:
             save_layer(layer, spec, folder / _TRACED)
         else:
@@ -180,7 +184,7 @@ def main(text: str) -> None:
             for end in PADDLE_FILES:
                 (folder / f"{_TRACED}{end}").rename(f"{job.paddle}{end}")
     del layer
-    layer = build(job.graph, checkpoint, config)
+    layer = build(job.graph, checkpoint, config, job.reads)
     if job.output is not None:
         compare_with_layer(job.graph, layer, spec, job.output, run)
     if job.paddle is not None:

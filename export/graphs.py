@@ -6,6 +6,8 @@ patches; a None in a shape is dynamic."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import paddle
 from paddle import nn
 from paddle.static import InputSpec
@@ -113,12 +115,18 @@ def signature_of(graph: Graph, config: CompressionConfig) -> Signature:
     return signatures(get_method(config.method).graph_inputs)[graph]
 
 
-def build(graph: Graph, checkpoint: Checkpoint, config: CompressionConfig) -> nn.Layer:
-    """The layer of a graph with its weights, which knows its `signature`.
+def build(
+    graph: Graph, checkpoint: Checkpoint, config: CompressionConfig, reads: Sequence[str] = ()
+) -> nn.Layer:
+    """The layer of a graph with its weights, which knows its `signature`. A vision graph also gives
+    what other compress graphs take: `reads` names that.
 
     Raises: ConfigError, CheckpointError."""
     kind, parts = LAYERS[graph]
     layer = kind(checkpoint.spec, config)
+    if graph == "vision":
+        taken = {*reads, *get_method(config.method).graph_inputs}
+        layer.signature = signatures(tuple(taken))["vision"]
     for part in parts:
         load_part(checkpoint, part, getattr(layer, part))
     layer.eval()

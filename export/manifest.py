@@ -62,21 +62,10 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
 
 
 def _image(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How a picture is prepared, in the order of the steps."""
-    processor, vision = image_processor(checkpoint), checkpoint.spec.vision
+    vision = checkpoint.spec.vision
     side = vision.image_size // vision.patch_size
     return {
-        "aspect": processor.aspect,
-        "pad_colour": list(processor.background),
-        "size": processor.size,
-        "resample": "bicubic",
-        "passes": ["horizontal", "vertical"],
-        "rounding": "uint8",
-        "crop": processor.crop,
-        "fill": [0, 0, 0],
-        "rescale": processor.rescale,
-        "mean": list(processor.mean),
-        "std": list(processor.std),
+        **image_processor(checkpoint).steps(),
         "patch_size": vision.patch_size,
         "grid": [side, side],
         "patches": vision.num_patches,

@@ -3,14 +3,14 @@ imported when a plan is made, so that the help can be read without them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paddle_recomp.commands.options import ClipOption, CompressionOptions
-from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.compression.config import PRESETS, CompressionConfig
 from paddle_recomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +75,15 @@ class ExportOptions:
     output: Annotated[Path | None, typer.Option("--out", help="The bundle's folder.")] = None
     clip: ClipOption = None
     compression: CompressionOptions
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="NAME",
+            help="Another compress graph beside the default: a method's or a preset's name; may be "
+            "repeated.",
+        ),
+    ] = None
     precision: Annotated[str, typer.Option("--precision", help="fp32 or int8.")] = "fp32"
     operators: Annotated[
         str,
@@ -128,10 +137,12 @@ class ExportOptions:
         """Raises: ConfigError for what does not fit together."""
         from .plan import ExportPlan
 
+        config = self.compression.build() or CompressionConfig()
         return ExportPlan(
             model=self.model,
             clip=self.clip,
-            config=self.compression.build() or CompressionConfig(),
+            config=config,
+            also=tuple(_beside(config, name) for name in self.also or ()),
             precision=self.precision,
             operators=self.operators,
             quantisation=self.quantisation.build(),
@@ -142,3 +153,12 @@ class ExportOptions:
             paddle_int8=self.paddle_int8,
             ranked=self.report is not None,
         )
+
+
+def _beside(config: CompressionConfig, name: str) -> CompressionConfig:
+    """A preset, or a method with the towers of `config`.
+
+    Raises: ConfigError for an unknown name."""
+    if name in PRESETS:
+        return PRESETS[name]
+    return CompressionConfig(name, **asdict(config.towers))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import paddle_recomp
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 
 from .errors import ExportError
 
@@ -44,6 +44,7 @@ class Int8Job:
     model_dir: str
     clip_dir: str
     config: dict[str, Any]
+    reads: tuple[str, ...]
     feeds: str
     """A file of numpy's with the tower's input, all samples in one array."""
     output: str
@@ -51,10 +52,16 @@ class Int8Job:
 
 
 def quantise_for_paddle(
-    folder: Path, job: Job, samples: Samples, python: Path, target: float
+    folder: Path,
+    job: Job,
+    outputs: Mapping[Graph, Sequence[str]],
+    samples: Samples,
+    python: Path,
+    target: float,
 ) -> dict[str, float]:
     """Writes FOLDER/paddle/int8 beside the float files in FOLDER/paddle, and gives the mean cosine
-    to them of each guarded output. `job` names the checkpoint, `python` the other interpreter.
+    to them of each guarded output. `job` names the checkpoint, `outputs` has the names of each
+    tower's outputs, `python` is the other interpreter.
 
     Raises: ExportError when the other process fails, or when the target is missed, saying what was
     reached."""
@@ -76,6 +83,7 @@ def quantise_for_paddle(
                     model_dir=job.model_dir,
                     clip_dir=job.clip_dir,
                     config=job.config,
+                    reads=job.reads,
                     feeds=f"{scratch}/feeds.npz",
                     output=str(output),
                 ),
@@ -86,7 +94,7 @@ def quantise_for_paddle(
         found = []
         for stem, end in ((folder / "paddle" / graph, ".json"), (output / graph, ".pdmodel")):
             predictor = Predictor(Path(f"{stem}{end}"), Path(f"{stem}.pdiparams"))
-            found.append([predictor.run(feed, OUTPUTS[graph]) for feed in feeds])
+            found.append([predictor.run(feed, outputs[graph]) for feed in feeds])
             del predictor
         cosine |= cosines(*found)
     check_target(cosine, target)
@@ -211,7 +219,7 @@ def _save_float(job: Int8Job, stem: str) -> None:
     from .graphs import build, input_specs
 
     checkpoint = open_checkpoint(Path(job.model_dir), Path(job.clip_dir))
-    layer = build(job.graph, checkpoint, CompressionConfig(**job.config))
+    layer = build(job.graph, checkpoint, CompressionConfig(**job.config), job.reads)
     specs = [input_specs(layer.signature, checkpoint.spec)]
     traced = paddle.jit.to_static(layer, input_spec=specs, full_graph=True)
     paddle.jit.save(traced, stem)

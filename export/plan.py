@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from paddle_recomp.bundle import DECODER_PRECISIONS, PRECISIONS
+from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import get_method
 from paddle_recomp.errors import ConfigError
@@ -26,6 +27,8 @@ class ExportPlan:
     clip: str | Path | None = None
     """A folder; None: the one in the model's."""
     config: CompressionConfig = field(default_factory=CompressionConfig)
+    also: tuple[CompressionConfig, ...] = ()
+    """Of further compress graphs over the same vision graph; that of `config` is the default."""
     precision: str = "fp32"
     """Of the towers, and of the decoder where `decoder` says nothing else."""
     operators: str = "onnxruntime"
@@ -65,7 +68,28 @@ class ExportPlan:
             raise ConfigError("INT8 for Paddle Inference joins its float graphs: add --paddle")
         if self.ranked and self.precision != "int8":
             raise ConfigError("--report needs --precision int8")
-        get_method(self.config.method)
+        for one in self.also:
+            _check_same_towers(self.config, one)
+        names = [self.config.method, *(one.method for one in self.also)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"two compress graphs would be called {min(twice)!r}")
+
+    @property
+    def compressors(self) -> dict[str, CompressionConfig]:
+        """Every compress graph by its name, the default first."""
+        return {one.method: one for one in (self.config, *self.also)}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Everything that the compress graphs take, which the vision graph has to give."""
+        taken = (get_method(name).graph_inputs for name in self.compressors)
+        return tuple(dict.fromkeys(name for names in taken for name in names))
+
+    @property
+    def signatures(self) -> dict[Graph, Signature]:
+        """What each graph takes and gives; `compress` is the default one."""
+        own = signatures(get_method(self.config.method).graph_inputs)
+        return {**own, "vision": signatures(self.reads)["vision"]}
 
     @property
     def quantised(self) -> bool:
@@ -77,3 +101,14 @@ class ExportPlan:
         """None where the bundle gets no decoder."""
         chosen = self.decoder or self.precision
         return None if chosen == NO_DECODER else chosen
+
+
+def _check_same_towers(first: CompressionConfig, other: CompressionConfig) -> None:
+    """Raises: ConfigError naming the option of the towers that differs."""
+    ours, theirs = asdict(first.towers), asdict(other.towers)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ConfigError(
+                f"compress graphs of one bundle share its towers: {name} is {value} for "
+                f"{first.method!r} and {theirs[name]} for {other.method!r}"
+            )

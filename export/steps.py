@@ -55,17 +55,21 @@ class Work:
         """How the towers become INT8."""
         return self.plan.quantisation or Quantisation()
 
-    def job(self, graph: Graph, *, onnx: bool = True) -> Job:
-        """The conversion of a graph, to Paddle Inference where the plan asks for it."""
+    def job(self, graph: Graph, *, onnx: bool = True, compressor: str | None = None) -> Job:
+        """The conversion of a graph, to Paddle Inference where the plan asks for it; `compressor`
+        names one beside the default."""
+        stem = graph if compressor is None else f"{graph}_{compressor}"
+        config = self.plan.compressors[compressor or self.plan.config.method]
         return Job(
             graph=graph,
             model_dir=str(self.checkpoint.model_dir),
             clip_dir=str(self.checkpoint.clip_dir),
-            config=self.plan.config.as_dict(),
+            config=config.as_dict(),
+            reads=self.plan.reads,
             operators=self.plan.operators,
             metadata=metadata_of(self.manifest, graph) if onnx else {},
-            output=str(self.folder / f"{graph}.onnx") if onnx else None,
-            paddle=str(self.folder / "paddle" / graph) if self.plan.paddle else None,
+            output=str(self.folder / f"{stem}.onnx") if onnx else None,
+            paddle=str(self.folder / "paddle" / stem) if self.plan.paddle else None,
         )
 
 
@@ -83,6 +87,10 @@ def steps_of(plan: ExportPlan) -> list[Step]:
     chosen = [
         (Step("samples", read_samples), plan.quantised),
         *((Step(graph, partial(convert_graph, graph)), True) for graph in TRACED),
+        *(
+            (Step(f"compress {one.method}", partial(convert_also, one.method)), True)
+            for one in plan.also
+        ),
         (Step("int8", quantise), int8),
         (Step("encoder", fuse_encoder), plan.fused),
         (Step("paddle encoder", convert_paddle_encoder), plan.paddle and plan.fused),
@@ -113,6 +121,11 @@ def convert_graph(graph: Graph, work: Work) -> None:
     convert(work.job(graph))
 
 
+def convert_also(compressor: str, work: Work) -> None:
+    """compress_NAME.onnx, in each format."""
+    convert(work.job("compress", compressor=compressor))
+
+
 def quantise(work: Work) -> None:
     """Makes vision.onnx and text.onnx INT8, and writes the scales.json of that."""
     samples = _read(work)
@@ -125,7 +138,8 @@ def quantise(work: Work) -> None:
 
 def fuse_encoder(work: Work) -> None:
     """encoder.onnx, of the graphs that are there."""
-    fuse(work.folder, work.checkpoint.spec, metadata_of(work.manifest, "encoder"))
+    metadata = metadata_of(work.manifest, "encoder")
+    fuse(work.folder, work.checkpoint.spec, work.plan.signatures, metadata)
 
 
 def convert_paddle_encoder(work: Work) -> None:
@@ -138,7 +152,8 @@ def quantise_paddle(work: Work) -> None:
     samples, python = _read(work), work.plan.paddle_int8
     assert python is not None
     job, target = work.job("vision", onnx=False), work.quantisation.target_cosine
-    kept = quantise_for_paddle(work.folder, job, samples, python, target)
+    outputs = {graph: one.outputs for graph, one in work.plan.signatures.items()}
+    kept = quantise_for_paddle(work.folder, job, outputs, samples, python, target)
     work.manifest["paddle"]["precisions"].append("int8")
     work.manifest["paddle"]["int8"] = describe_paddle_int8(kept, samples)
 

@@ -121,7 +121,9 @@ class Reader:
         """The ids, −200 for a picture."""
         about, picture = self.recomp["prompt"], -200
         ids = [] if about["bos_token_id"] is None else [about["bos_token_id"]]
-        for number, piece in enumerate([prompt] if about["image_token_id"] else prompt.split(PLACE)):
+        for number, piece in enumerate(
+            [prompt] if about["image_token_id"] else prompt.split(PLACE)
+        ):
             ids += [picture] * (number > 0)
             ids += self.words.encode(piece, add_special_tokens=False).ids
         return [picture if number == about["image_token_id"] else number for number in ids]
@@ -132,7 +134,9 @@ class Reader:
         kept = [n for n in ids if n not in silent and self.words.id_to_token(n) is not None]
         return str(self.words.decode(kept, skip_special_tokens=False)).strip()
 
-    def visual_tokens(self, arrays: dict[str, Any], compressor: str | None = None) -> dict[str, Any]:
+    def visual_tokens(
+        self, arrays: dict[str, Any], compressor: str | None = None
+    ) -> dict[str, Any]:
         """All arrays up to the visual tokens, from pixel_values, question_ids and token_bounds."""
         name = compressor or self.recomp["compress"]["default"]
         for graph in ("vision", "text", f"compress {name}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import paddle_recomp
+from paddle_recomp.vlm.demo import demo_pictures
 
 ROOT = Path(paddle_recomp.__file__).parent
 
@@ -112,6 +114,87 @@ def test_what_takes_long_is_loaded_when_it_is_needed(module: str) -> None:
     code = f"import sys, {module}; print({{'onnxruntime', 'prompt_toolkit'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+WAY = {
+    "commands/ask.py",
+    "commands/options.py",
+    "vlm/loading.py",
+    "bundle/opening.py",
+    "vlm/vlm.py",
+    "vlm/front_end.py",
+    "preprocess/images.py",
+    "preprocess/tokenizers.py",
+    "preprocess/chat_template.py",
+    "backends/onnx.py",
+    "vlm/answering.py",
+    "llm/generation.py",
+    "llm/onnx_decoder.py",
+    "commands/reports.py",
+}
+"""Whoever follows a picture and a question from `recomp ask` to the answer reads these."""
+BESIDE = {
+    "types.py": "plain data",
+    "config.py": "plain data",
+    "commands/main.py": "the names of the commands",
+    "commands/console.py": "errors, warnings and progress on a terminal",
+    "compression/config.py": "the method's options; the graphs were exported with them",
+    "compression/method.py": "as compression/config.py",
+    "compression/registry.py": "as compression/config.py",
+    "json_files.py": "reads JSON",
+    "bundle/checksums.py": "compares files with SHA256SUMS",
+    "bundle/schema.py": "compares recomp.json with its schema",
+    "vlm/demo.py": "the folders of the embedded model",
+    "vlm/fingerprints.py": "the name of the file with the latency profile",
+    "vlm/machine.py": "as vlm/fingerprints.py",
+    "vlm/latency.py": "budgets that are a time; others pass through unchanged",
+    "backends/base.py": "checks for NaN",
+    "backends/sessions.py": "the options of ONNX Runtime",
+    "llm/base.py": "checks of lengths and states",
+    "llm/sampling.py": "from logits to a token: called once, in Generation",
+}
+"""Files that run, too, with the reason why the way can be understood without them."""
+TRACE = """
+import json, sys
+from pathlib import Path
+from paddle_recomp.commands.main import main
+import paddle_recomp
+root, files = str(Path(paddle_recomp.__file__).parent), set()
+
+def imported(frame):
+    while frame is not None and not (
+        frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(root)
+    ):
+        frame = frame.f_back
+    return frame is not None
+
+def note(frame, event, argument):
+    file = frame.f_code.co_filename
+    if event == "call" and file.startswith(root) and file not in files and not imported(frame):
+        files.add(file)
+
+sys.setprofile(note)
+code = main(["ask", sys.argv[1], sys.argv[2]])
+sys.setprofile(None)
+print(json.dumps([Path(file).relative_to(root).as_posix() for file in files]))
+sys.exit(code)
+"""
+
+
+def test_a_question_can_be_followed_through_few_files() -> None:
+    """The files with functions that run for one question to the embedded bundle."""
+    picture = str(next(iter(demo_pictures())))
+    done = subprocess.run(
+        [sys.executable, "-c", TRACE, picture, "what digit is red?"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = set(json.loads(done.stdout.splitlines()[-1]))
+    assert found <= WAY | set(BESIDE), "a file on the way, or beside it, that no one has named"
+    assert found >= WAY, "no longer on the way"
+    assert found >= set(BESIDE), "no longer beside the way"
+    assert len(WAY) <= 15
 
 
 @pytest.mark.parametrize(

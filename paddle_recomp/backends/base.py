@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, PIPELINE, Graph
+from paddle_recomp.bundle.contract import PIPELINE, TOKENS, Graph
 from paddle_recomp.errors import FeatureError
 
 
@@ -14,22 +14,22 @@ class Backend(Protocol):
     """Runs the graphs in front of the language model."""
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by the names in INPUTS -> arrays by the names in OUTPUTS."""
+        """Arrays by name, all that the graph takes and perhaps more -> its outputs by name."""
         ...
 
 
 def run_pipeline(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs of `encoder` -> these, and what each graph gives on what stands before it."""
+    """The inputs of all three graphs -> these, and what each gives on what stands before it."""
     arrays = dict(inputs)
     for graph in PIPELINE:
-        arrays |= backend.run(graph, {name: arrays[name] for name in INPUTS[graph]})
+        arrays |= backend.run(graph, arrays)
     return arrays
 
 
 def run_encoder(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the graph `encoder` gives, by the graphs that it is made of."""
     arrays = run_pipeline(backend, inputs)
-    return {name: arrays[name] for name in OUTPUTS["encoder"]}
+    return {name: arrays[name] for name in TOKENS}
 
 
 def check_finite(arrays: dict[str, np.ndarray], suspect: str = "the weights") -> None:

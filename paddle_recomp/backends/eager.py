@@ -46,13 +46,13 @@ class EagerBackend:
         """See `Backend.run`.
 
         Raises: FeatureError when an image's or a question's features are not finite."""
+        signature = self.signatures[graph]
         tensors = {
-            name: paddle.to_tensor(value, place=self.place) for name, value in inputs.items()
+            name: paddle.to_tensor(inputs[name], place=self.place) for name in signature.inputs
         }
         with paddle.no_grad():
             outputs = getattr(self, f"_{graph}")(**tensors)
-        names = self.signatures[graph].outputs
-        arrays = {name: outputs[name].numpy() for name in names}
+        arrays = {name: outputs[name].numpy() for name in signature.outputs}
         check_finite(arrays)
         return arrays
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from paddle_recomp.backends.base import check_finite, run_encoder
 from paddle_recomp.bundle import Bundle, PaddleInfo
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, MissingDependencyError
 
 try:
@@ -122,7 +122,7 @@ class PaddleInferenceBackend:
         Raises: FeatureError when what comes out is not finite; BundleError for a broken graph."""
         if graph == "encoder" and (self.precision != "fp32" or graph not in self.files.graphs):
             return run_encoder(self, inputs)
-        arrays = self._predictor(graph).run(inputs, OUTPUTS[graph])
+        arrays = self._predictor(graph).run(inputs, self.bundle.graphs[graph].outputs)
         check_finite(arrays)
         return arrays
 

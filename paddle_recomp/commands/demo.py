@@ -104,7 +104,7 @@ def _answer_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Tabl
 
 
 def _saving(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> str:
-    """What a question costs that is not the first about its picture; sums over the pictures."""
+    """The cost of second questions about a picture beside that of first ones, over all pictures."""
     first = sum(answer.timing.first_token + seen.seconds for _, answer, seen in answers[::2])
     second = sum(answer.timing.first_token for _, answer, _ in answers[1::2])
     return (

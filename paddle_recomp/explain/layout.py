@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from paddle_recomp.preprocess.images import Box
+from paddle_recomp.preprocess import Box
 from paddle_recomp.types import StageInfo, VisualTokens
 
 Colour: TypeAlias = tuple[int, int, int]

@@ -24,7 +24,7 @@ from paddle_recomp.explain.layout import (
     stage_hues,
 )
 from paddle_recomp.explain.picture import draw_corner, draw_dot, draw_picture
-from paddle_recomp.preprocess.images import Box
+from paddle_recomp.preprocess import Box
 from paddle_recomp.types import StageInfo, VisualTokens, stage_counts
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -1,4 +1,4 @@
-"""What every language model offers: embed, prefill, extend, decode; whatever runs it.
+"""The protocol of every language model, whatever runs it: embed, prefill, extend, decode.
 
 B prompts, T positions, D width, V vocabulary."""
 
@@ -22,7 +22,7 @@ class State:
     """[B] int64: the positions of each prompt that are in the cache."""
     owner: object = field(repr=False)
     content: Any = field(repr=False)
-    """Only the owner knows what it is."""
+    """Of a type that only the owner knows."""
     spent: bool = False
 
     def spend(self, owner: object) -> Any:
@@ -109,5 +109,5 @@ def check_rewind(lengths: np.ndarray, past: np.ndarray) -> None:
 
 
 def check_numbers(**arrays: np.ndarray) -> None:
-    """Raises: FeatureError naming what of a step's results holds NaN or infinity."""
+    """Raises: FeatureError naming the result of a step that holds NaN or infinity."""
     check_finite(arrays, "the weights or the KV cache")

@@ -104,7 +104,7 @@ class Draft:
 
 class StopStrings:
     """Cuts a text in front of the first of some strings that is complete in it, however the text
-    comes in pieces. What may be the beginning of one is held back."""
+    comes in pieces. Text that may be the beginning of one is held back."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
@@ -112,7 +112,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, piece: str) -> str:
-        """What can be shown now; nothing more once a string was found."""
+        """The text that can be shown now; nothing more once a string was found."""
         if self.found:
             return ""
         text = self._held + piece
@@ -131,7 +131,7 @@ class StopStrings:
         return text[:end]
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """The text that was held back, when no more comes."""
         rest, self._held = ("" if self.found else self._held), ""
         return rest
 

@@ -12,13 +12,8 @@ from paddle_recomp.preprocess.chat_template import (
     spoken,
     without_images,
 )
-from paddle_recomp.preprocess.images import (
-    Box,
-    ImageProcessor,
-    ImageSource,
-    crop_box,
-    load_image,
-)
+from paddle_recomp.preprocess.image_processor import Box, ImageProcessor, crop_box
+from paddle_recomp.preprocess.images import ImageSource, load_image
 from paddle_recomp.preprocess.tokenizers import (
     IMAGE_TOKEN,
     ClipTokenizer,

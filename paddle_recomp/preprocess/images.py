@@ -1,25 +1,19 @@
-"""From a picture file to the pixel values that CLIP's vision tower reads."""
+"""From a file to a picture: upright, RGB, of 8 bits."""
 
 from __future__ import annotations
 
 import io
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from paddle_recomp.errors import CheckpointError, ImageError, ImageNotFoundError
-from paddle_recomp.json_files import number_of, read_json
+from paddle_recomp.errors import ImageError, ImageNotFoundError
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
-Box: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the original picture; may lie outside of it."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded. A closed list, because some of Pillow's formats (EPS) start programs."""
@@ -27,7 +21,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 MAX_PIXELS = 50_000_000
 """The largest picture that is decoded by default."""
 
-_MAX_WORK_PIXELS = 100_000_000
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Pillow decodes a picture when its pixels are first asked for. Where two threads share one, both
@@ -52,128 +45,6 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         return _read(io.BytesIO(source), "the picture", max_pixels)
     with _open_file(source) as file:
         return _read(file, repr(os.fspath(source)), max_pixels)
-
-
-@dataclass(frozen=True)
-class ImageProcessor:
-    """CLIP's preparation of pictures, with the constants of one checkpoint."""
-
-    size: int
-    """Pixels of the shorter side after resizing."""
-    crop: int
-    """Pixels of each side of the centre crop: what the vision tower sees."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    aspect: Literal["crop", "pad"] = "crop"
-    """Cut off what is beyond the centre square, or first pad to a square (LLaVA's `pad`)."""
-    rescale: float = 1 / 255
-    pad_colour: tuple[int, int, int] | None = None
-    """Around a padded picture; None: the mean, as LLaVA has it."""
-
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """The colour around a padded picture."""
-        if self.pad_colour is not None:
-            return self.pad_colour
-        # Truncated, not rounded: LLaVA's own background.
-        red, green, blue = (int(channel * 255) for channel in self.mean)
-        return red, green, blue
-
-    @classmethod
-    def from_folder(
-        cls, folder: str | os.PathLike[str], aspect: Literal["crop", "pad"] | None = None
-    ) -> ImageProcessor:
-        """Read preprocessor_config.json (or the same fields inside processor_config.json).
-
-        `aspect` overrides what the file says: LLaVA keeps its `image_aspect_ratio` in the
-        model's config.json.
-
-        Raises: CheckpointNotFoundError when neither file is there; CheckpointError for a field
-        that is missing, malformed or asks for something other than CLIP's preparation."""
-        path, fields = _read_processor_fields(Path(folder))
-        for flag in ("do_resize", "do_center_crop"):
-            if fields.get(flag, True) is not True:
-                raise CheckpointError(f"{path}: {flag} is {fields[flag]!r}; only true is supported")
-        if fields.get("resample", 3) != 3:
-            raise CheckpointError(
-                f"{path}: resample is {fields['resample']!r}; only 3 (bicubic) is supported"
-            )
-        normalise = fields.get("do_normalize", True)
-        if aspect is None:
-            aspect = "pad" if fields.get("do_pad") else "crop"
-        return cls(
-            size=_side(path, fields, "size", ("shortest_edge",)),
-            crop=_side(path, fields, "crop_size", ("height", "width")),
-            mean=_channels(path, fields, "image_mean") if normalise else (0.0, 0.0, 0.0),
-            std=_channels(path, fields, "image_std", zero=False) if normalise else (1.0, 1.0, 1.0),
-            aspect=aspect,
-            rescale=(
-                number_of(path, fields, "rescale_factor", default=1 / 255)
-                if fields.get("do_rescale", True)
-                else 1.0
-            ),
-        )
-
-    def __call__(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
-        """Pixel values [B, 3, S, S] of RGB pictures, S = `crop`.
-
-        Raises: ImageError when there is no picture, or one so elongated that resizing its
-        shorter side to `size` would need an enormous intermediate picture."""
-        if not images:
-            raise ImageError("there is no picture to prepare")
-        return np.stack([self._pixels(image) for image in images])
-
-    def _pixels(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """[3, S, S]"""
-        image = image if image.mode == "RGB" else load_image(image)
-        if self.aspect == "pad":
-            image = self._pad_to_square(image)
-        width, height = self._resized(image.size)
-        _check_work(image.size, width * height)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.crop) // 2, (height - self.crop) // 2
-        # Where the crop reaches beyond a smaller picture, Pillow fills with zeros, as CLIP does.
-        image = image.crop((left, top, left + self.crop, top + self.crop))
-        pixels = (np.asarray(image, dtype=np.float64) * self.rescale).astype(np.float32)
-        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-    def _pad_to_square(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        side = max(width, height)
-        if width == height:
-            return image
-        _check_work(image.size, side * side)
-        square = Image.new("RGB", (side, side), self.background)
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
-        return square
-
-    def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height after the shorter side was brought to `size`."""
-        width, height = image_size
-        if width <= height:
-            return self.size, int(self.size * height / width)
-        return int(self.size * width / height), self.size
-
-
-def crop_box(image_size: tuple[int, int], processor: ImageProcessor) -> Box:
-    """The part of a picture of (width, height) that the grid of patches covers.
-
-    With `pad`, or a crop larger than the resized picture, it reaches beyond the picture."""
-    offset_x = offset_y = 0
-    if processor.aspect == "pad":
-        side = max(image_size)
-        offset_x, offset_y = (side - image_size[0]) // 2, (side - image_size[1]) // 2
-        image_size = (side, side)
-    resized = processor._resized(image_size)
-    scale_x, scale_y = image_size[0] / resized[0], image_size[1] / resized[1]
-    left, top = ((side - processor.crop) // 2 for side in resized)
-    return (
-        left * scale_x - offset_x,
-        top * scale_y - offset_y,
-        (left + processor.crop) * scale_x - offset_x,
-        (top + processor.crop) * scale_y - offset_y,
-    )
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -234,13 +105,6 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         )
 
 
-def _check_work(size: tuple[int, int], pixels: int) -> None:
-    if pixels > _MAX_WORK_PIXELS:
-        raise ImageError(
-            f"a picture of {size[0]}×{size[1]} pixels is too elongated to be prepared: crop it"
-        )
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
@@ -269,35 +133,3 @@ def _to_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
         values = (values - low) / (high - low) * 255
     grey: npt.NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
     return grey
-
-
-def _read_processor_fields(folder: Path) -> tuple[Path, dict[str, Any]]:
-    plain, nested = folder / "preprocessor_config.json", folder / "processor_config.json"
-    if not plain.is_file() and nested.is_file():
-        inner = read_json(nested).get("image_processor")
-        if isinstance(inner, dict):
-            return nested, inner
-    return plain, read_json(plain)
-
-
-def _side(path: Path, fields: dict[str, Any], key: str, names: tuple[str, ...]) -> int:
-    value = fields.get(key)
-    if isinstance(value, dict) and set(value) == set(names):
-        sides = set(value.values())
-        value = sides.pop() if len(sides) == 1 else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(
-            f"{path}: {key} is {fields.get(key)!r}; expected a number of pixels or equal "
-            f"{' and '.join(names)}"
-        )
-    return value
-
-
-def _channels(
-    path: Path, fields: dict[str, Any], key: str, zero: bool = True
-) -> tuple[float, float, float]:
-    value = fields.get(key)
-    if not isinstance(value, list) or len(value) != 3 or (not zero and 0 in value):
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected three numbers")
-    red, green, blue = (number_of(path, {key: channel}, key) for channel in value)
-    return red, green, blue

@@ -65,7 +65,7 @@ class ClipTokenizer:
 
     def to_json(self) -> str:
         """The content of a tokenizer.json that gives the same ids, whatever was read."""
-        text: str = self._tokenizer.to_str()
+        text: str = self._tokenizer.to_str(pretty=True)
         return text
 
     def encode(
@@ -157,7 +157,7 @@ class LanguageTokenizer:
 
     def to_json(self) -> str:
         """The content of a tokenizer.json that gives the same ids, whatever was read."""
-        text: str = self._tokenizer.to_str()
+        text: str = self._tokenizer.to_str(pretty=True)
         return text
 
     @property

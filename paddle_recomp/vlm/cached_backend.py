@@ -37,7 +37,7 @@ class CachedBackend:
         return {name: np.concatenate([rows[key][name] for key in keys]) for name in rows[keys[0]]}
 
     def _key(self, pixels: np.ndarray) -> str:
-        """Of what the tower reads, so that the preparation of pictures is in it, too."""
+        """The checksum of the pixels, so that it covers the preparation of the picture, too."""
         digest = hashlib.sha256(f"{self.tower} {pixels.dtype} {pixels.shape} ".encode())
         digest.update(pixels.tobytes())
         return digest.hexdigest()

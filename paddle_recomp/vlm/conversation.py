@@ -90,8 +90,8 @@ class Conversation:
         generation: GenerationConfig | None = None,
     ) -> Answer:
         """Answers the next question. `Answer.compressed` are the pictures compressed for it, in
-        mode `keep` for the first one; `Answer.prefilled` counts what was not in the KV cache. Only
-        the first question may have places, `<image>`, for the pictures.
+        mode `keep` for the first one; `Answer.prefilled` counts the positions that were not in the
+        KV cache. Only the first question may have places, `<image>`, for the pictures.
 
         Raises: QuestionError, ConfigError (budget), ContextLengthError; StateError when another
         question was asked before the answer ended."""
@@ -141,7 +141,7 @@ class Conversation:
             self._replace_past(mine, self._with_answer(asked, answer, running.state))
 
     def _replace_past(self, old: _Past, new: _Past) -> None:
-        """Raises: StateError when the conversation is no longer what it was."""
+        """Raises: StateError when the conversation has changed since."""
         with self._turn:
             if self._past is not old:
                 raise StateError("another question was asked before this answer ended")

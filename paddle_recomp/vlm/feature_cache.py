@@ -1,4 +1,4 @@
-"""What the vision tower made of pictures, kept for the next time: in memory, and on disk if asked.
+"""Keeps the features of pictures for the next time: in memory, and on disk if asked.
 
 The most recently used stays, within a number of bytes. No paddle here."""
 
@@ -24,8 +24,8 @@ Arrays = Mapping[str, np.ndarray]
 MEMORY_BYTES = 256 * 2**20
 DISK_BYTES = 2**30
 HALVED = ("features", "keys")
-"""What a file holds in float16. Scores and patch_embeds stay as they are: rounded, they would
-choose other patches now and then (docs/numbers.md)."""
+"""The arrays that a file holds in float16. Scores and patch_embeds stay as they are: rounded, they
+would choose other patches now and then (docs/numbers.md)."""
 SUFFIX = ".features"
 _DIGEST = hashlib.sha256().digest_size
 
@@ -33,7 +33,7 @@ _DIGEST = hashlib.sha256().digest_size
 class FeatureCache:
     """Arrays by key, least recently used first to go; several threads and models may share one.
 
-    What is in memory is what was put in; a file holds what HALVED names in float16."""
+    Memory keeps arrays as they were put in; a file holds those that HALVED names in float16."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class FeatureCache:
 
     @property
     def num_bytes(self) -> int:
-        """What is kept in memory."""
+        """The bytes of all arrays in memory."""
         return self._num_bytes
 
     def get(self, key: str) -> Arrays | None:

@@ -137,7 +137,7 @@ class Deadline:
         return TokenBudget(tokens=tokens)
 
     def note(self, answer: Answer | None) -> None:
-        """Where the budget was a time: lets the next one know what this answer took."""
+        """Where the budget was a time: corrects the next one by how long this answer took."""
         if self._latency is not None and answer is not None and answer.compressed:
             self._latency.note(answer)
 
@@ -199,7 +199,7 @@ def known_latency(
     file: Path | None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Latency:
-    """What a model takes here: read from a file, or measured, which takes a while, and kept."""
+    """How fast a model is here: read from a file, or measured, which takes a while, and kept."""
     profile = None if file is None else read_profile(file)
     if profile is not None:
         latency = Latency(profile)

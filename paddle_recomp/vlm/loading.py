@@ -30,7 +30,7 @@ from paddle_recomp.vlm.front_end import VisualFrontEnd
 from paddle_recomp.vlm.vlm import VLM
 
 BACKENDS = ("onnx", "paddle")
-"""What runs a bundle: ONNX Runtime, Paddle Inference."""
+"""The runtimes of a bundle: ONNX Runtime, Paddle Inference."""
 
 OnBytes = Callable[[int], None]
 """Hears the bytes of each piece that was loaded."""
@@ -53,8 +53,8 @@ def find(
     llm: str | Path | None = None,
     compress: str | None = None,
 ) -> Checkpoint | Bundle:
-    """Opens what the folder is: a bundle if it has a recomp.json, else a checkpoint. `demo` is the
-    embedded bundle, `demo-checkpoint` what it was exported from. For a bundle, `clip` goes with
+    """Opens a folder: as a bundle if it has a recomp.json, else as a checkpoint. `demo` is the
+    embedded bundle, `demo-checkpoint` the checkpoint of that bundle. For a bundle, `clip` goes with
     `llm`, and `compress` names one of its compressors.
 
     Raises: as `find_checkpoint` and `open_bundle`."""
@@ -159,7 +159,7 @@ def load_front_end(
     precision: str | None = None,
     cache: FeatureCache | None = None,
 ) -> VisualFrontEnd:
-    """What stands in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
+    """The part in front of the language model: a checkpoint in eager Paddle; a bundle in ONNX
     Runtime (`backend` onnx, the default), where `device` names the execution provider, or in Paddle
     Inference (`backend` paddle), where `precision` is chosen. A bundle has its configuration in it.
     With a `cache`, the vision tower runs only over pictures whose features are not in it.

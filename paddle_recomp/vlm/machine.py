@@ -1,4 +1,4 @@
-"""What this process runs on, and the most memory that it took."""
+"""The machine that this process runs on, and the most memory that it took."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROCESS = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Machine:
-    """What a measurement stands beside."""
+    """A machine, as it is written beside a measurement."""
 
     cpu: str
     cores: int
@@ -71,7 +71,7 @@ def anonymous_memory() -> int | None:
 
 
 def _status(field: str) -> int | None:
-    """A size in bytes from what Linux tells of this process."""
+    """A size in bytes from the status that Linux keeps of this process."""
     try:
         found = re.search(rf"{field}:\s+(\d+) kB", (_PROCESS / "status").read_text())
     except OSError:

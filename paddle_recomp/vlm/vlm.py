@@ -31,8 +31,8 @@ class VLM:
     Where a method takes `images`, that is one picture, several, or none: an empty sequence. They
     stand in front of the question, unless it has a place, `<image>`, for each of them.
 
-    Threads may share one: each gets what it gets alone. A conversation takes one question at a
-    time."""
+    Threads may share one: each gets the answers that it gets alone. A conversation takes one
+    question at a time."""
 
     def __init__(
         self, front_end: VisualFrontEnd, answerer: Answerer, latency_file: Path | None = None
@@ -86,7 +86,8 @@ class VLM:
 
         With dynamic INT8 (`--precision int8` unless `--quantization static` is given) the ranges of
         activations span the batch, so that the tokens of a picture depend a little on the pictures
-        beside it; ask one by one where the same answers as alone are needed.
+        beside it. The ranges of an int8 decoder span the prompts of the batch in the same way. Ask
+        one by one where the same answers as alone are needed.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
         check_count(images, questions)
@@ -129,8 +130,8 @@ class VLM:
         return Conversation(self.front_end, self.answerer, self.latency, seen, mode)
 
     def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
-        """What this model takes on this machine; the first time that takes a while, of which
-        `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
+        """How fast this model is on this machine. It is measured the first time, which takes a
+        while; `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
         with self._measuring:
             if self._latency is None:
                 self._latency = known_latency(self.see, self.ask, self.latency_file, on_step)

@@ -1,6 +1,6 @@
 """The tables of docs/bundle.md that are made from the schemas and from the list of arrays.
 
-    python -m tests.bundle.tables    # writes them again
+python -m tests.bundle.tables    # writes them again
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def test_a_conversion_runs_no_pip(golden_checkpoint: Checkpoint, tmp_path: Path)
         model_dir=str(golden_checkpoint.model_dir),
         clip_dir=str(golden_checkpoint.clip_dir),
         config=CompressionConfig().as_dict(),
+        reads=(),
         operators="onnx",
         metadata={},
         output=str(output),

@@ -12,6 +12,7 @@ import pytest
 from export.calibration import Quantisation
 from export.plan import ExportPlan
 from export.steps import steps_of
+from paddle_recomp.compression.config import CompressionConfig, preset
 from paddle_recomp.errors import ConfigError
 
 
@@ -24,6 +25,8 @@ from paddle_recomp.errors import ConfigError
         ({"quantisation": Quantisation()}, "precision 'fp32' is not quantised; choose int8"),
         ({"paddle_int8": Path(sys.executable)}, "add --paddle"),
         ({"ranked": True}, "--report needs --precision int8"),
+        ({"also": (preset("faithful"),)}, "share its towers: question_source is question"),
+        ({"also": (CompressionConfig(members=5),)}, "would be called 'recoverable'"),
     ],
 )
 def test_what_does_not_fit_is_refused(choices: dict[str, Any], says: str) -> None:
@@ -40,6 +43,10 @@ def test_a_plan_is_fixed() -> None:
     ("choices", "names"),
     [
         ({}, "vision, text, compress, decoder, files"),
+        (
+            {"also": (CompressionConfig("uniform"),)},
+            "vision, text, compress, compress uniform, decoder, files",
+        ),
         ({"decoder": "none"}, "vision, text, compress, files"),
         ({"fused": True}, "vision, text, compress, encoder, decoder, files"),
         ({"precision": "int8"}, "samples, vision, text, compress, int8, decoder, files"),
@@ -55,3 +62,14 @@ def test_a_plan_is_fixed() -> None:
 )
 def test_the_steps_are_those_that_are_asked_for(choices: dict[str, Any], names: str) -> None:
     assert ", ".join(step.name for step in steps_of(ExportPlan(**choices))) == names
+
+
+def test_a_vision_graph_gives_what_all_compress_graphs_take() -> None:
+    uniform, default = CompressionConfig("uniform"), CompressionConfig()
+    alone = ExportPlan(config=uniform)
+    both = ExportPlan(config=uniform, also=(default,))
+    assert list(both.compressors) == ["uniform", "recoverable"]
+    assert "patch_embeds" not in alone.signatures["vision"].outputs
+    assert both.signatures["vision"] == ExportPlan().signatures["vision"]
+    assert both.signatures["compress"] == alone.signatures["compress"]
+    assert both.signatures["encoder"] == alone.signatures["encoder"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from paddle_recomp.compression.config import preset
 from paddle_recomp.config import GenerationConfig, TokenBudget
@@ -20,6 +21,7 @@ from paddle_recomp.errors import (
 )
 from paddle_recomp.types import Stage
 from paddle_recomp.vlm.demo import demo_pictures
+from paddle_recomp.vlm.front_end import Images
 from paddle_recomp.vlm.loading import load
 from paddle_recomp.vlm.vlm import VLM
 from tests.vlm.counting import CountingBackend, counting
@@ -31,6 +33,7 @@ QUESTIONS = [
     "how many digits are there?",
     "what shape is blue?",
 ]
+SHORT = GenerationConfig(max_new_tokens=4)
 
 
 @pytest.fixture
@@ -75,6 +78,44 @@ def test_a_batch_equals_its_singles(vlm: VLM, budget: TokenBudget) -> None:
         alone = vlm.ask(image, question, budget, generation=GenerationConfig(max_new_tokens=4))
         assert batched.token_ids == alone.token_ids
         assert batched.stage_counts == alone.stage_counts
+
+
+def test_a_batch_is_one_pass_and_says_what_it_took(counted: tuple[VLM, CountingBackend]) -> None:
+    """Also over pictures that several questions share; only the new ones are seen."""
+    vlm, backend = counted
+    first, second, third = list(demo_pictures())[:3]
+    seen = vlm.see(third)
+    backend.runs.clear()
+    backend.images = 0
+    with Image.open(second) as opened:
+        images: list[Images] = [first, [str(first), opened], [opened, seen], []]
+        answers = vlm.ask_batch(images, QUESTIONS[:4], generation=SHORT)
+    assert backend.runs == {"vision": 1, "text": 1, "compress": 1}
+    assert backend.images == 2
+    assert [len(answer.compressed) for answer in answers] == [1, 2, 2, 0]
+    for answer in answers:
+        time = answer.timing
+        assert time.vision > 0
+        assert time.vision == answers[0].timing.vision
+        assert time.first_token >= time.vision + time.text + time.compress + time.prefill
+    for group, question, batched in zip(images[:2], QUESTIONS, answers, strict=False):
+        alone = vlm.ask(group if group is first else [first, second], question, generation=SHORT)
+        assert batched.token_ids == alone.token_ids
+    (again,) = vlm.ask_batch([seen], QUESTIONS[:1], generation=SHORT)
+    assert again.timing.vision == 0
+
+
+def test_a_batch_is_checked_before_anything_runs(counted: tuple[VLM, CountingBackend]) -> None:
+    vlm, backend = counted
+    pictures = list(demo_pictures())[:2]
+    for questions, says in (
+        (QUESTIONS[:1], "pictures for 2 of 1 questions"),
+        ([QUESTIONS[0], " "], "empty"),
+        ([QUESTIONS[0], "<image> or <image>?"], "2, its pictures: 1"),
+    ):
+        with pytest.raises(QuestionError, match=says):
+            vlm.ask_batch(pictures, questions)
+    assert not backend.runs
 
 
 def test_full_is_every_patch_through_the_projector(vlm: VLM, picture: Path) -> None:

@@ -1,26 +1,19 @@
-"""Record what transformers makes of pictures and questions: preprocess.npz, clip_tokenizer.json.
+"""Record what transformers makes of questions: clip_tokenizer.json.
 
-    python -m tests.golden.record_preprocess PICTURES
+    python -m tests.golden.record_tokenizer
 
-PICTURES is the folder `skimage/data` of an installed scikit-image. Needs transformers and torch,
-which the tests that read the two files do not."""
+Needs transformers, which the tests that read the file do not. Two runs may learn two vocabularies:
+pairs of letters that are as frequent as each other are merged in an order left to chance."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import transformers
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tests.golden.record_cases import PICTURES, SPARSE
-
 HERE = Path(__file__).parent
-SIZES = [(42, 42), (49, 42), (30, 41)]
 TEXTS = [
     "A photo of a cat.",
     "What  colour is the\tcup,\n and who's holding it?",
@@ -39,31 +32,6 @@ CORPUS = [
     "what colour is the cup ? what digit is red ? who is holding it ? what is it ?",
     "the photo is of a naive cafe , they say it is sure we have seen the red cup",
 ]
-
-
-def record_pictures(folder: Path) -> None:
-    """One array [3, S, S] per picture, size, crop and mode."""
-    arrays: dict[str, npt.NDArray[np.float32]] = {}
-    for name, (file, box) in PICTURES.items():
-        image = Image.open(folder / file).convert("RGB")
-        image = image.crop(box) if box else image
-        for size, crop in SIZES:
-            sides = {"height": crop, "width": crop}
-            clip = transformers.CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides)
-            pad = transformers.LlavaImageProcessorPil(
-                size={"shortest_edge": size}, crop_size=sides, do_pad=True
-            )
-            for mode, processor in (("crop", clip), ("pad", pad)):
-                pixels = processor(image, return_tensors="np")["pixel_values"][0]
-                arrays[f"{name}-{size}-{crop}-{mode}"] = pixels.astype(np.float32)
-    full = transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
-    )
-    for name in ("square", "landscape", "odd"):
-        image = Image.open(folder / PICTURES[name][0]).convert("RGB")
-        pixels = full(image, return_tensors="np")["pixel_values"][0]
-        arrays[f"{name}-336-336-sparse"] = pixels[:, ::SPARSE, ::SPARSE].astype(np.float32)
-    np.savez_compressed(HERE / "preprocess.npz", **arrays)
 
 
 def record_tokenizer() -> None:
@@ -102,5 +70,4 @@ def record_tokenizer() -> None:
 
 
 if __name__ == "__main__":
-    record_pictures(Path(sys.argv[1]))
     record_tokenizer()
