@@ -2,8 +2,8 @@
 
     python tests/bundle_reader.py BUNDLE    # answers its golden cases
 
-It needs numpy, pillow, tokenizers and onnxruntime. It is short rather than fast: the cache is copied
-at each step."""
+It needs numpy, pillow, tokenizers and onnxruntime. It is short rather than fast: each step
+copies the cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 KNOWN_INPUTS = {
@@ -75,7 +75,7 @@ class Reader:
     def pixel_values(self, picture: Path) -> Any:
         """[1, 3, S, S]"""
         image = self.recomp["image"]
-        pixels = np.asarray(Image.open(picture).convert("RGB"))
+        pixels = np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("RGB"))
         height, width = pixels.shape[:2]
         if image["aspect"] == "pad" and height != width:
             side = max(height, width)
@@ -121,9 +121,8 @@ class Reader:
         """The ids, −200 for a picture."""
         about, picture = self.recomp["prompt"], -200
         ids = [] if about["bos_token_id"] is None else [about["bos_token_id"]]
-        for number, piece in enumerate(
-            [prompt] if about["image_token_id"] else prompt.split(PLACE)
-        ):
+        has_token = about["image_token_id"] is not None
+        for number, piece in enumerate([prompt] if has_token else prompt.split(PLACE)):
             ids += [picture] * (number > 0)
             ids += self.words.encode(piece, add_special_tokens=False).ids
         return [picture if number == about["image_token_id"] else number for number in ids]
@@ -134,12 +133,9 @@ class Reader:
         kept = [n for n in ids if n not in silent and self.words.id_to_token(n) is not None]
         return str(self.words.decode(kept, skip_special_tokens=False)).strip()
 
-    def visual_tokens(
-        self, arrays: dict[str, Any], compressor: str | None = None
-    ) -> dict[str, Any]:
+    def visual_tokens(self, arrays: dict[str, Any], compressor: str) -> dict[str, Any]:
         """All arrays up to the visual tokens, from pixel_values, question_ids and token_bounds."""
-        name = compressor or self.recomp["compress"]["default"]
-        for graph in ("vision", "text", f"compress {name}"):
+        for graph in ("vision", "text", f"compress {compressor}"):
             arrays = {**arrays, **self.run(graph, arrays)}
         return arrays
 

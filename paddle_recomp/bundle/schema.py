@@ -22,16 +22,9 @@ FILE = "bundle-file"
 """The `format` of strings that name a file of the bundle."""
 KEYWORDS = {
     *("type", "enum", "const", "properties", "required", "additionalProperties", "items"),
-    *(
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "minLength",
-        "minItems",
-        "maxItems",
-        "minProperties",
-    ),
-    *("pattern", "format", "$ref", "$defs", "$schema", "$id", "title", "description"),
+    *("minimum", "maximum", "exclusiveMinimum", "minLength", "pattern", "format"),
+    *("minItems", "maxItems", "minProperties"),
+    *("$ref", "$defs", "$schema", "$id", "title", "description"),
 }
 """What a schema may say."""
 

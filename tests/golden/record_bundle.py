@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from benchmarks import random_checkpoint
+from benchmarks.random_checkpoint import write_checkpoint
 from export.build import export_bundle
 from paddle_recomp.checkpoint.spec import (
     LanguageModelSpec,
@@ -27,7 +27,7 @@ from paddle_recomp.checkpoint.spec import (
 
 FOLDER = Path(__file__).parent / "bundle_format_2"
 SPEC = ModelSpec(
-    VisionTowerSpec(56, 14, 16, 32, 3, 2, "quick_gelu", 1e-5, 8),
+    VisionTowerSpec(42, 7, 16, 32, 3, 2, "quick_gelu", 1e-5, 8),
     TextTowerSpec(720, 24, 16, 32, 1, 2, "quick_gelu", 1e-5, 8, 719),
     ProjectorSpec("mlp2x_gelu", 16, 16, True, "gelu"),
     LanguageModelSpec(
@@ -38,7 +38,7 @@ SPEC = ModelSpec(
         num_heads=2,
         num_kv_heads=1,
         head_dim=8,
-        max_positions=128,
+        max_positions=256,
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
         rope_scaling=None,
@@ -66,10 +66,9 @@ def values(key: str, size: int, rng: np.random.Generator) -> Iterator[np.ndarray
 
 def main() -> None:
     """Writes the bundle."""
-    random_checkpoint._values = values
     with tempfile.TemporaryDirectory() as name, Progress(disable=True) as progress:
         checkpoint = Path(name) / "tiny"
-        random_checkpoint.write_checkpoint(SPEC, checkpoint, 0, progress)
+        write_checkpoint(SPEC, checkpoint, 0, progress, values=values)
         bundle = export_bundle(checkpoint, FOLDER, golden=True)
     content = json.loads((bundle.folder / "golden" / "cases.json").read_text(encoding="utf-8"))
     print(*(case["answer"]["text"] for case in content["cases"]), sep="\n")
