@@ -179,7 +179,9 @@ def write_tokenizers(work: Work) -> None:
 def record_golden(work: Work) -> None:
     """The golden cases, recorded from the bundle as it stands."""
     write_manifest(work.folder, work.manifest)
-    work.manifest["golden"] = record(open_bundle(work.folder))
+    quantised = work.manifest.get("quantised")
+    cosine = None if quantised is None else min(quantised["cosine"].values())
+    work.manifest["golden"] = record(open_bundle(work.folder), cosine)
 
 
 def finish(work: Work) -> None:

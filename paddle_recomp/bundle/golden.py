@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ class Golden:
     limits: Limits
     cases: tuple[GoldenCase, ...]
     recorded_by: Mapping[str, Any]
+
+    def exact(self) -> Golden:
+        """The same with the limits of fp32, whatever the precision is: what a machine keeps to that
+        has the processor and the runtime of the recording one."""
+        limits = Limits(self.limits.difference, None, None, None, answers=1.0)
+        return replace(self, limits=limits)
 
 
 def read_golden(bundle: Bundle) -> Golden:

@@ -47,6 +47,14 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
             Path | None, typer.Option("--images", help="A folder of pictures to compare on.")
         ] = None,
         runtime: RuntimeOptions,
+        exact: Annotated[
+            bool,
+            typer.Option(
+                "--exact",
+                help="Hold INT8 to the limits of fp32: for a machine with the processor and the "
+                "runtime that the cases were recorded on.",
+            ),
+        ] = False,
         report: Annotated[
             Path | None, typer.Option("--json", help="Write the comparison into this file.")
         ] = None,
@@ -57,8 +65,8 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
             if model is None:
                 if clip is not None or pictures is not None:
                     raise ConfigError("--clip and --images go with a checkpoint: add --model DIR")
-                rows = replay(folder, runtime)
-            elif runtime != RuntimeOptions():
+                rows = replay(folder, runtime, exact)
+            elif exact or runtime != RuntimeOptions():
                 raise ConfigError("with --model, everything that runs the bundle here is compared")
             else:
                 with export_required():
@@ -68,7 +76,7 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
     app.command()(verify)
 
 
-def replay(folder: Path, runtime: RuntimeOptions) -> list[Comparison]:
+def replay(folder: Path, runtime: RuntimeOptions, exact: bool) -> list[Comparison]:
     """The golden cases of a bundle on this machine, without its checkpoint.
 
     Raises: BundleError, also for a bundle without golden cases; DeviceError, ConfigError."""
@@ -77,6 +85,8 @@ def replay(folder: Path, runtime: RuntimeOptions) -> list[Comparison]:
 
     bundle = open_bundle(folder)
     golden = read_golden(bundle)
+    if exact:
+        golden = golden.exact()
     model = None if bundle.decoder is None else bundle_decoder(bundle, runtime.device)
     run_by = (runtime.device, runtime.backend, runtime.precision)
     player = Player(bundle, lambda one: bundle_backend(one, *run_by, graphs=()), model)

@@ -134,22 +134,6 @@ def replay_cases(player: Player, golden: Golden) -> Iterator[Comparison]:
             yield Comparison(len(texts), step, "text", "answers", share, limits.answers)
 
 
-def limits_of(bundle: Bundle) -> Limits:
-    """The limits for a bundle of these precisions. In float32 other processors gave the same
-    choices wherever that was tried. INT8 rounds elsewhere on other processors, and those of x86
-    without VNNI add in 16 bits: there the overlap was .81 in the mean, and 62 to 64 of 64 answers
-    were the same."""
-    towers, decoder = bundle.precision, bundle.decoder
-    small = {"int8": 0.99, "int4": 0.99}
-    return Limits(
-        difference=1e-4,
-        towers_cosine=None if towers == "fp32" else 0.998,
-        overlap=None if towers == "fp32" else 0.65,
-        logits_cosine=None if decoder is None else small.get(decoder.precision),
-        answers=1.0 if towers == "fp32" and (not decoder or decoder.precision == "fp32") else 0.75,
-    )
-
-
 def _compare_steps(
     case: GoldenCase, played: Played, bundle: Bundle, limits: Limits
 ) -> Iterator[Comparison]:

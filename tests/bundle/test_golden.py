@@ -39,16 +39,17 @@ EXPECTED = {
 }
 
 
-def replay(folder: Path) -> list[Comparison]:
+def replay(folder: Path, exact: bool = False) -> list[Comparison]:
     bundle = open_bundle(folder)
+    golden = read_golden(bundle)
     model = None if bundle.decoder is None else bundle_decoder(bundle, "cpu")
     player = Player(bundle, lambda one: bundle_backend(one, "cpu", None, None, ()), model)
-    return list(replay_cases(player, read_golden(bundle)))
+    return list(replay_cases(player, golden.exact() if exact else golden))
 
 
-def broken(folder: Path) -> set[tuple[str, str]]:
+def broken(folder: Path, exact: bool = False) -> set[tuple[str, str]]:
     """The stages and arrays of what a replay finds wrong."""
-    return {(row.stage, row.name) for row in replay(folder) if not row.passed}
+    return {(row.stage, row.name) for row in replay(folder, exact) if not row.passed}
 
 
 @pytest.mark.parametrize("folder", [KEPT, demo_bundle_folder()], ids=["fp32", "int8"])
@@ -128,6 +129,53 @@ def test_an_altered_weight_in_fp32_fails(
 ) -> None:
     alter(copy, file, weight, edit)
     assert where in broken(copy)
+
+
+def up_by_one(array: Any) -> None:
+    """Every number by one of INT8's levels, up to the highest."""
+    array[...] = np.minimum(array.astype(np.int32) + 1, 127)
+
+
+INT8_FC1, INT8_PATCHES, INT8_TEXTS = (f"{name}.int8" for name in (FC1, PATCHES, TEXTS))
+INT8 = [
+    ("vision.onnx", INT8_FC1, swap_rows, True),
+    ("vision.onnx", INT8_FC1, negate_column, True),
+    ("vision.onnx", INT8_FC1, negate_one, False),
+    ("vision.onnx", INT8_PATCHES, negate_one, True),
+    ("vision.onnx", INT8_PATCHES, negate_eight, True),
+    ("vision.onnx", INT8_PATCHES, up_by_one, False),
+    ("text.onnx", INT8_TEXTS, swap_rows, True),
+    ("text.onnx", INT8_TEXTS, negate_column, True),
+    ("text.onnx", INT8_TEXTS, up_by_one, False),
+]
+"""Alterations, and whether they fail anywhere. What passes costs less than INT8's own rounding."""
+
+
+@pytest.mark.parametrize(("file", "weight", "edit", "everywhere"), INT8)
+def test_an_altered_weight_in_int8_fails_where_it_was_recorded(
+    file: str, weight: str, edit: Callable[[Any], None], everywhere: bool, int8_copy: Path
+) -> None:
+    """With `--exact` always; by the limits that hold on any processor, if it costs enough."""
+    alter(int8_copy, file, weight, edit)
+    assert broken(int8_copy, exact=True)
+    if everywhere:
+        assert {stage for stage, _ in broken(int8_copy)} & {"vision", "text"}
+
+
+@pytest.mark.parametrize(("size", "everywhere"), [(1, False), (200_000, True)])
+def test_an_altered_decoder_in_int8_fails(size: int, everywhere: bool, int8_copy: Path) -> None:
+    """Its file has weights of eight bits, and little else."""
+    data = np.fromfile(int8_copy / "decoder.onnx.data", dtype=np.uint8)
+    data[700_000 : 700_000 + size] ^= 0x55
+    data.tofile(int8_copy / "decoder.onnx.data")
+    write_checksums(int8_copy)
+    assert ("decoder", "logits") in broken(int8_copy, exact=True)
+    assert (("decoder", "logits") in broken(int8_copy)) == everywhere
+
+
+def test_an_altered_compressor_fails_in_int8_as_in_fp32(int8_copy: Path) -> None:
+    alter(int8_copy, "compress.onnx", "projector.linear_1.weight", negate_one)
+    assert ("compress", "visual_embeds") in broken(int8_copy)
 
 
 def test_an_altered_decoder_in_fp32_fails(copy: Path) -> None:
