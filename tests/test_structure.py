@@ -123,6 +123,7 @@ WAY = {
     "vlm/vlm.py",
     "vlm/front_end.py",
     "preprocess/images.py",
+    "preprocess/image_processor.py",
     "preprocess/tokenizers.py",
     "preprocess/chat_template.py",
     "backends/onnx.py",
