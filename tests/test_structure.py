@@ -34,7 +34,6 @@ FLOORS = (
 )
 HEAVY = ("paddle", "paddlenlp")
 HEAVY_PLACES = (
-    "compression",
     "towers",
     "backends.eager",
     "backends.paddle_inference",
@@ -201,6 +200,8 @@ def test_a_question_can_be_followed_through_few_files() -> None:
         "preprocess",
         "checkpoint",
         "bundle",
+        "compression.registry",
+        "compression.config",
         "backends.onnx",
         "llm.generation",
         "llm.onnx_decoder",
