@@ -51,7 +51,7 @@ def fingerprint(bundle: Bundle) -> dict[str, str]:
 
 def checksums(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
     """The beginnings of the checksums of some files of a bundle."""
-    return {name: bundle.files[name].sha256[:16] for name in names}
+    return {name: bundle.checksums[name][:16] for name in names}
 
 
 def progress_bar() -> Progress:

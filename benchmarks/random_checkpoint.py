@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -179,22 +179,36 @@ def clip_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+Values = Callable[[str, int, np.random.Generator], Iterator[np.ndarray]]
+"""A parameter's name and size -> its numbers, chunk by chunk."""
+
+
 def write_checkpoint(
-    spec: ModelSpec, llava: Path, seed: int, progress: Progress, shard_bytes: int = SHARD_BYTES
+    spec: ModelSpec,
+    llava: Path,
+    seed: int,
+    progress: Progress,
+    shard_bytes: int = SHARD_BYTES,
+    values: Values | None = None,
 ) -> None:
-    """A LLaVA folder with its CLIP folder inside.
+    """A LLaVA folder with its CLIP folder inside; `values` draws the numbers.
 
     Raises: CheckpointError when what was written is no checkpoint."""
     clip = llava / "clip"
     clip.mkdir(parents=True, exist_ok=True)
     write_text_files(spec, llava, clip)
-    write_weights(clip, clip_shapes(spec), seed, progress, shard_bytes)
-    write_weights(llava, llava_shapes(spec), seed + 1, progress, shard_bytes)
+    write_weights(clip, clip_shapes(spec), seed, progress, shard_bytes, values)
+    write_weights(llava, llava_shapes(spec), seed + 1, progress, shard_bytes, values)
     open_checkpoint(llava)
 
 
 def write_weights(
-    folder: Path, shapes: Shapes, seed: int, progress: Progress, shard_bytes: int
+    folder: Path,
+    shapes: Shapes,
+    seed: int,
+    progress: Progress,
+    shard_bytes: int,
+    values: Values | None = None,
 ) -> None:
     """Shards of float16 numbers, chunk by chunk, with their index."""
     shards: list[Shapes] = [{}]
@@ -215,7 +229,7 @@ def write_weights(
         with (folder / name).open("wb") as file:
             _write_header(file, shard)
             for key, shape in shard.items():
-                for chunk in _values(key, math.prod(shape), rng):
+                for chunk in (values or _values)(key, math.prod(shape), rng):
                     file.write(chunk.tobytes())
                     progress.advance(task, chunk.nbytes)
     if len(shards) > 1:

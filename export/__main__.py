@@ -64,8 +64,8 @@ def _write(options: ExportOptions) -> None:
             print_ranking(Console(highlight=False), made.outcome)
             write_ranking(options.report, made.outcome)
     bundle = made.bundle
-    size = sum(info.num_bytes for info in bundle.files.values())
-    typer.echo(f"{folder}: {len(bundle.files)} files, {size / 1e6:.1f} MB, {bundle.precision}")
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    typer.echo(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, {bundle.precision}")
 
 
 def _load_verify() -> Any:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from paddle_recomp import __version__
-from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, checksum, seal
-from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, write_checksums
+from paddle_recomp.bundle.contract import Graph, signatures
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.compression.registry import get_method
+from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
 from paddle_recomp.vlm.loading import image_processor
 
@@ -22,16 +23,17 @@ from .calibration import Quantisation, Samples
 from .convert import OPSET, PADDLE_FILES
 from .paddle_int8 import PADDLE
 from .plan import ExportPlan
-from .shapes import TRACED, dtype_of, shapes_of
+from .shapes import dtype_of, shapes_of
+
+CLIP_TOKENIZER, LANGUAGE_TOKENIZER = "clip/tokenizer.json", "llm/tokenizer.json"
 
 
 def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, Any]:
     """The fields of recomp.json that do not depend on the files."""
-    spec, processor = checkpoint.spec, image_processor(checkpoint)
-    tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
-    side = spec.vision.image_size // spec.vision.patch_size
+    spec = checkpoint.spec
     return {
         "format": FORMAT,
+        "requires": [],
         "made_by": {
             "paddle_recomp": __version__,
             **{key: metadata.version(key) for key in ("paddlepaddle", "paddle2onnx", "onnx")},
@@ -39,34 +41,77 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
         },
         "precision": plan.precision,
         "operators": plan.operators,
-        "compression": plan.config.as_dict(),
-        "image": {
-            **asdict(processor),
-            "patch_size": spec.vision.patch_size,
-            "grid": [side, side],
-            "patches": spec.vision.num_patches,
-        },
-        "text": {
-            "positions": spec.text.max_positions,
-            "start_id": tokenizer.start_id,
-            "end_id": tokenizer.end_id,
-        },
+        "image": _image(checkpoint),
+        "question": _question(checkpoint, plan),
+        "prompt": _prompt(checkpoint),
         "sizes": {
             "vision_width": spec.vision.hidden_size,
             "joint_width": spec.vision.projection_dim,
             "language_width": spec.projector.out_features,
             "max_tokens": spec.vision.num_patches,
         },
-        "prompt": {"template": spec.chat_template},
-        "language_model": {"name": name, "projector_sha256": projector_checksum(checkpoint)},
-        "graphs": {
-            graph: {
-                "file": f"{graph}.onnx",
-                "inputs": [_tensor(key, checkpoint) for key in INPUTS[graph]],
-                "outputs": [_tensor(key, checkpoint) for key in OUTPUTS[graph]],
-            }
-            for graph in _graphs(plan.fused)
+        # `question.source` is the home of the other switch.
+        "towers": {k: v for k, v in asdict(plan.config.towers).items() if k != "question_source"},
+        "graphs": {graph: _graph(graph, checkpoint, plan) for graph in _graphs(plan.fused)},
+        "compress": {
+            "default": plan.config.method,
+            "graphs": {plan.config.method: _compressor(checkpoint, plan)},
         },
+        "language_model": {"name": name, "projector_sha256": projector_checksum(checkpoint)},
+    }
+
+
+def _image(checkpoint: Checkpoint) -> dict[str, Any]:
+    vision = checkpoint.spec.vision
+    side = vision.image_size // vision.patch_size
+    return {
+        **image_processor(checkpoint).steps(),
+        "patch_size": vision.patch_size,
+        "grid": [side, side],
+        "patches": vision.num_patches,
+    }
+
+
+def _question(checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, Any]:
+    tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
+    return {
+        "tokenizer": CLIP_TOKENIZER,
+        "positions": checkpoint.spec.text.max_positions,
+        "start_id": tokenizer.start_id,
+        "end_id": tokenizer.end_id,
+        "source": plan.config.towers.question_source,
+    }
+
+
+def _prompt(checkpoint: Checkpoint) -> dict[str, Any]:
+    tokenizer = LanguageTokenizer.from_folder(checkpoint.model_dir)
+    return {
+        "tokenizer": LANGUAGE_TOKENIZER,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_ids": list(tokenizer.eos_token_ids),
+        "pad_token_id": tokenizer.pad_token_id,
+        "image_token_id": tokenizer.image_token_id,
+        "silent_ids": list(tokenizer.silent_ids),
+        "template": asdict(TEMPLATES[checkpoint.spec.chat_template]),
+    }
+
+
+def _compressor(checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, Any]:
+    return {
+        **_graph("compress", checkpoint, plan),
+        "method": plan.config.method,
+        "options": asdict(plan.config.options),
+        "stages": [asdict(stage) for stage in get_method(plan.config.method).stages],
+    }
+
+
+def _graph(graph: Graph, checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, Any]:
+    signature = signatures(get_method(plan.config.method).graph_inputs)[graph]
+    return {
+        "file": f"{graph}.onnx",
+        "data": None,
+        "inputs": [_tensor(key, checkpoint) for key in signature.inputs],
+        "outputs": [_tensor(key, checkpoint) for key in signature.outputs],
     }
 
 
@@ -82,16 +127,18 @@ def describe_quantisation(wanted: Quantisation, samples: Samples) -> dict[str, A
     }
 
 
-def describe_paddle(fused: bool) -> dict[str, Any]:
+def describe_paddle(plan: ExportPlan) -> dict[str, Any]:
     """The files of Paddle Inference. Inputs and outputs are those of the ONNX graphs, outputs in
     their order: Paddle names them by number, and has the inputs once more behind them."""
     program, params = PADDLE_FILES
+
+    def files(graph: str) -> dict[str, str]:
+        return {"program": f"paddle/{graph}{program}", "params": f"paddle/{graph}{params}"}
+
     return {
         "precisions": [name for name in PADDLE_PRECISIONS if name != "int8"],
-        "graphs": {
-            graph: {"program": f"paddle/{graph}{program}", "params": f"paddle/{graph}{params}"}
-            for graph in _graphs(fused)
-        },
+        "graphs": {graph: files(graph) for graph in _graphs(plan.fused)},
+        "compress": {plan.config.method: files("compress")},
     }
 
 
@@ -118,9 +165,10 @@ def metadata_of(manifest: dict[str, Any], graph: str) -> dict[str, str]:
         "precision",
         "operators",
         "quantisation",
-        "compression",
+        "towers",
         "image",
-        "text",
+        "question",
+        "compress",
         "sizes",
     )
     return {
@@ -142,23 +190,19 @@ def decoder_metadata(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes recomp.json with the size and checksum of every other file of the folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": checksum(path),
-        }
-        for path in paths
-    }
-    sealed = {**manifest, "files": files}
-    sealed["seal"] = seal(sealed)
-    text = json.dumps(sealed, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    """Writes recomp.json and, over it and every other file of the folder, SHA256SUMS. A graph whose
+    weights are in a file beside it is found by that file."""
+    for about in (*manifest["graphs"].values(), *manifest["compress"]["graphs"].values()):
+        data = f"{about['file']}.data"
+        about["data"] = data if (folder / data).is_file() else None
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_checksums(folder)
 
 
 def _graphs(fused: bool) -> tuple[Graph, ...]:
-    return (*TRACED, "encoder") if fused else TRACED
+    """Besides those that compress."""
+    return ("vision", "text", "encoder") if fused else ("vision", "text")
 
 
 def _tensor(name: str, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -104,6 +104,12 @@ class ExportOptions:
             "--fused", help="Also write encoder: the three graphs in one, for one-shot use."
         ),
     ] = False
+    golden: Annotated[
+        bool,
+        typer.Option(
+            "--golden", help="Also record golden cases, for `recomp verify` on other machines."
+        ),
+    ] = False
     paddle: Annotated[
         bool, typer.Option("--paddle", help="Also write the graphs for Paddle Inference.")
     ] = False
@@ -142,6 +148,7 @@ class ExportOptions:
             quantisation=self.quantisation.build(),
             decoder=self.decoder,
             fused=self.fused,
+            golden=self.golden,
             paddle=self.paddle,
             paddle_int8=self.paddle_int8,
             ranked=self.report is not None,

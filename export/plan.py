@@ -44,6 +44,8 @@ class ExportPlan:
     paddle_int8: Path | None = None
     """Also write its towers in INT8, made by this interpreter of another environment: see
     `paddle_int8.py`."""
+    golden: bool = False
+    """Also record golden cases, which `recomp verify` replays on other machines."""
     ranked: bool = False
     """Also measure what each layer costs in INT8."""
 

@@ -79,6 +79,11 @@ def calibration_questions(path: Path | None) -> list[str]:
     return questions
 
 
+def shipped_picture() -> Path:
+    """The file of one of the demo's pictures."""
+    return _shipped() / "scene_0.png"
+
+
 def _shipped() -> Path:
     return Path(str(resources.files("paddle_recomp"))) / "assets" / "pictures"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from paddle_recomp.bundle.contract import Graph
-from paddle_recomp.errors import CheckpointError, ConfigError
-from paddle_recomp.preprocess.files import read_json
+from paddle_recomp.errors import ConfigError
+from paddle_recomp.json_files import read_json
 
 SCALES = "scales.json"
 """In an INT8 bundle."""
@@ -70,10 +70,7 @@ def write_scales(path: Path, scales: Scales, samples: Mapping[str, Any]) -> None
 
 def read_scales(path: Path) -> Scales:
     """Raises: ConfigError when the file cannot be read or is not what `write_scales` writes."""
-    try:
-        content = read_json(path)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
+    content = read_json(path, ConfigError, ConfigError)
     if content.get("format") != _FORMAT:
         raise ConfigError(f"{path} has format {content.get('format')!r}; expected {_FORMAT}")
     try:

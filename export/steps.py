@@ -3,25 +3,27 @@ know of it into the manifest."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.loading import image_processor
 
 from .accuracy import Outcome, describe_outcome, quantise_towers, scales_of
 from .calibration import Quantisation, Samples, load_samples
 from .convert import Job, convert
 from .decoder.write import describe_decoder, write_decoder
-from .errors import ExportError
 from .fuse import fuse
+from .golden import record
 from .manifest import (
+    CLIP_TOKENIZER,
+    LANGUAGE_TOKENIZER,
     decoder_metadata,
     describe_paddle,
     describe_paddle_int8,
@@ -33,29 +35,6 @@ from .paddle_int8 import quantise_for_paddle
 from .plan import ExportPlan
 from .scales import SCALES, write_scales
 from .shapes import TRACED
-
-SMALL_FILES = {
-    "clip": (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.json",
-        "merges.txt",
-        "preprocessor_config.json",
-    ),
-    "llm": (
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "generation_config.json",
-        "chat_template.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-    ),
-}
-"""Copied as they are, where the checkpoint has them."""
 
 
 @dataclass
@@ -114,7 +93,9 @@ def steps_of(plan: ExportPlan) -> list[Step]:
         (Step("paddle encoder", convert_paddle_encoder), plan.paddle and plan.fused),
         (Step("paddle int8", quantise_paddle), plan.paddle_int8 is not None),
         (Step("decoder", convert_decoder), plan.decoder_precision is not None),
-        (Step("files", finish), True),
+        (Step("tokenizers", write_tokenizers), True),
+        (Step("golden", record_golden), plan.golden),
+        (Step("checksums", finish), True),
     ]
     return [step for step, wanted in chosen if wanted]
 
@@ -133,7 +114,7 @@ def convert_graph(graph: Graph, work: Work) -> None:
     """GRAPH.onnx in float, and with --paddle the files of Paddle Inference."""
     if work.plan.paddle:
         (work.folder / "paddle").mkdir(exist_ok=True)
-        work.manifest.setdefault("paddle", describe_paddle(work.plan.fused))
+        work.manifest.setdefault("paddle", describe_paddle(work.plan))
     convert(work.job(graph))
 
 
@@ -149,6 +130,7 @@ def quantise(work: Work) -> None:
     work.manifest["quantised"] = describe_outcome(work.outcome)
     scales = scales_of(work.outcome, work.quantisation)
     write_scales(work.folder / SCALES, scales, samples.description)
+    work.manifest["scales"] = SCALES
 
 
 def fuse_encoder(work: Work) -> None:
@@ -181,21 +163,25 @@ def convert_decoder(work: Work) -> None:
     write_decoder(work.checkpoint, work.folder, precision, decoder_metadata(work.manifest))
 
 
-def finish(work: Work) -> None:
-    """The small files, and recomp.json over all of them."""
-    copy_small_files(work.checkpoint, work.folder)
+def write_tokenizers(work: Work) -> None:
+    """Both as tokenizer.json, whatever the checkpoint has."""
+    clip = ClipTokenizer.from_folder(work.checkpoint.clip_dir)
+    words = LanguageTokenizer.from_folder(work.checkpoint.model_dir)
+    for name, tokenizer in ((CLIP_TOKENIZER, clip), (LANGUAGE_TOKENIZER, words)):
+        path = work.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
+
+
+def record_golden(work: Work) -> None:
+    """The golden cases, recorded from the bundle as it stands."""
     write_manifest(work.folder, work.manifest)
+    work.manifest["golden"] = record(open_bundle(work.folder))
 
 
-def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """The tokenizers and the preparation of pictures. Raises: ExportError."""
-    for part, source in (("clip", checkpoint.clip_dir), ("llm", checkpoint.model_dir)):
-        (folder / part).mkdir()
-        for name in SMALL_FILES[part]:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / part / name)
-        if not any((folder / part).iterdir()):
-            raise ExportError(f"{source} has no tokenizer to copy")
+def finish(work: Work) -> None:
+    """recomp.json and SHA256SUMS over all files."""
+    write_manifest(work.folder, work.manifest)
 
 
 def _read(work: Work) -> Samples:

@@ -21,7 +21,7 @@ from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
 from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import find_checkpoint, image_processor
+from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
@@ -69,10 +69,10 @@ def verify_bundle(
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
-    eager = EagerBackend(checkpoint, bundle.config)
+    eager = EagerBackend(checkpoint, config_of(bundle))
     backends = list(runtimes(bundle))
     prepare = [image_processor(checkpoint), bundle.image_processor]
-    tokenizers = [ClipTokenizer.from_folder(d) for d in (checkpoint.clip_dir, bundle.clip_dir)]
+    tokenizers = [ClipTokenizer.from_folder(checkpoint.clip_dir), bundle.clip_tokenizer()]
     length = checkpoint.spec.text.max_positions
     stage, rows = "encoder" if "encoder" in bundle.graphs else "pipeline", []
     for batch in BATCHES:

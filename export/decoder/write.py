@@ -96,6 +96,7 @@ def describe_decoder(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
     embedding = checkpoint.parameter("language_model", "embed_tokens.weight")
     return {
         "file": GRAPH,
+        "data": f"{GRAPH}.data",
         "embed_tokens": EMBEDDING,
         "embed_tokens_dtype": str(embedding.dtype),
         "precision": precision,

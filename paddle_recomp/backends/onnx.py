@@ -74,10 +74,11 @@ class OnnxBackend:
             return self._sessions[graph]
 
     def _open(self, graph: Graph) -> Any:
-        file = self.bundle.graphs[graph].file
-        # Also the file of external data that a graph over 2 GB has beside it.
-        self.bundle.verify(file)
+        about = self.bundle.graphs[graph]
+        self.bundle.verify(about.files)
         # The compressor compares scores that differ by less than a step of bfloat16, and
         # OpenVINO 2025.4 reads the INT8 table of words wrongly in it.
         precision = self.precision if graph == "vision" else None
-        return open_session(self.bundle.folder / file, self.providers, self.threads, precision)
+        return open_session(
+            self.bundle.folder / about.file, self.providers, self.threads, precision
+        )

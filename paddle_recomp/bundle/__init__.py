@@ -1,5 +1,6 @@
 """A bundle: what an export writes and everything else runs. No paddle here."""
 
+from paddle_recomp.bundle.checksums import SUMS, Checksums, checksum, write_checksums
 from paddle_recomp.bundle.opening import (
     DECODER_PRECISIONS,
     FORMAT,
@@ -8,12 +9,10 @@ from paddle_recomp.bundle.opening import (
     PRECISIONS,
     Bundle,
     DecoderInfo,
-    FileInfo,
+    GraphInfo,
     LanguageModelSource,
     PaddleInfo,
-    checksum,
     open_bundle,
-    seal,
 )
 
 __all__ = [
@@ -22,12 +21,14 @@ __all__ = [
     "MANIFEST",
     "PADDLE_PRECISIONS",
     "PRECISIONS",
+    "SUMS",
     "Bundle",
+    "Checksums",
     "DecoderInfo",
-    "FileInfo",
+    "GraphInfo",
     "LanguageModelSource",
     "PaddleInfo",
     "checksum",
     "open_bundle",
-    "seal",
+    "write_checksums",
 ]

@@ -11,13 +11,16 @@ class Comparison:
 
     batch: int
     stage: str
-    """The graph, or what was compared in its place: `inputs`, `pipeline`, `decoder`."""
+    """The graph, or what was compared in its place: `inputs`, `pipeline`, `decoder`, …"""
     name: str
     """The array."""
     measure: str
-    """`difference`, where less is better, or `agreement`, `cosine` or `overlap`, where more is."""
+    """`difference`, where less is better, or `agreement`, `cosine`, `overlap` or `answers`, where
+    more is."""
     value: float
     limit: float
+    case: str = ""
+    """The golden case; empty where the comparison is of all cases, or of none."""
     runtime: str = ""
     """What ran the bundle: `onnx fp32`, `paddle bf16`. Nothing did for its inputs."""
 

@@ -15,7 +15,6 @@ from paddle_recomp.checkpoint.fields import (
     integer,
     integers,
     number,
-    read_json,
     section,
     string,
 )
@@ -28,6 +27,7 @@ from paddle_recomp.checkpoint.spec import (
     VisionTowerSpec,
 )
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+from paddle_recomp.json_files import read_json
 
 _LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {

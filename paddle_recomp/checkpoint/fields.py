@@ -1,47 +1,14 @@
-"""Strict reading of JSON files and of single fields in them."""
+"""Strict reading of single fields of a JSON object."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+from paddle_recomp.errors import CheckpointError
 
 Json = Mapping[str, Any]
-
-
-def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` for json that refuses a repeated key.
-
-    Raises: CheckpointError naming the key."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise CheckpointError(f"key {key!r} appears twice")
-        found[key] = value
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises: CheckpointNotFoundError without the file; CheckpointError when it is not an object."""
-    try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=unique_pairs)
-    except FileNotFoundError:
-        raise CheckpointNotFoundError(f"{path} does not exist") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
-    return content
 
 
 def _wrong_type(name: str, value: object, expected: str) -> CheckpointError:

@@ -6,14 +6,13 @@ nor say where in the file a tensor lies.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from paddle_recomp.checkpoint.fields import unique_pairs
 from paddle_recomp.checkpoint.tensors import ITEM_SIZES, StoredTensor, contiguous_strides
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.json_files import parse_json
 
 _MAX_HEADER = 100 * 2**20
 _DTYPES = {
@@ -49,14 +48,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
                 "safetensors file"
             )
         raw = file.read(length)
-    try:
-        header = json.loads(raw, object_pairs_hook=unique_pairs)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is no JSON object")
+    header = parse_json(raw, f"{path}: the header")
     header.pop("__metadata__", None)
     start = 8 + length
     tensors = {key: _tensor(path, key, entry, start) for key, entry in header.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_recomp.checkpoint.fields import read_json
 from paddle_recomp.checkpoint.safetensors_file import read_safetensors
 from paddle_recomp.checkpoint.tensors import StoredTensor
 from paddle_recomp.checkpoint.torch_file import read_torch
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+from paddle_recomp.json_files import read_json
 
 WEIGHT_FILES = (
     "model.safetensors",

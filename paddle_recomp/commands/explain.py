@@ -12,12 +12,12 @@ from paddle_recomp.commands.ask import check_inputs
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.options import (
     BudgetOptions,
+    ChosenRuntimeOptions,
     ClipOption,
     CompressionOptions,
     ImagesArgument,
     ModelOption,
     QuestionArgument,
-    RuntimeOptions,
     with_options,
 )
 from paddle_recomp.commands.reports import working
@@ -38,7 +38,7 @@ def explain(
     clip: ClipOption = None,
     compression: CompressionOptions,
     budget: BudgetOptions,
-    runtime: RuntimeOptions,
+    runtime: ChosenRuntimeOptions,
 ) -> None:
     """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
     from paddle_recomp.vlm.loading import chat_template, find, load_front_end
@@ -50,7 +50,7 @@ def explain(
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
-            found = find(model, clip)
+            found = find(model, clip, compress=runtime.compress)
             front_end = load_front_end(
                 found,
                 config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.commands.options import ClipOption, JsonOption, ModelArgument
 from paddle_recomp.commands.reports import print_bundle, print_checkpoint
 
@@ -21,6 +22,7 @@ def info(
     found, console = find(model, clip), Console(highlight=False)
     if isinstance(found, Bundle):
         found.verify()
+        found.verify(golden_files(found))
         print_bundle(console, found, as_json)
     else:
         print_checkpoint(console, found, as_json)

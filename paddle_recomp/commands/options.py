@@ -225,6 +225,16 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenRuntimeOptions(RuntimeOptions):
+    """The same, and which of the bundle's graphs compresses."""
+
+    compress: Annotated[
+        str | None,
+        typer.Option("--compress", help="For a bundle with several compressors: the name of one."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
     """What `ask` and `chat` share: a model, how it compresses, and how it answers."""
 
@@ -234,7 +244,7 @@ class AnswerOptions:
     compression: CompressionOptions
     budget: TimedBudgetOptions
     generation: GenerationOptions
-    runtime: RuntimeOptions
+    runtime: ChosenRuntimeOptions
     cache: Annotated[
         Path | None,
         typer.Option("--cache", help="A folder that remembers what was seen in pictures."),
@@ -258,6 +268,7 @@ class AnswerOptions:
                 run_by.backend,
                 run_by.precision,
                 features,
+                run_by.compress,
             )
 
 

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.checkpoint import PARTS, Checkpoint
+from paddle_recomp.preprocess import Turn, render
 from paddle_recomp.types import Answer, StageInfo, Timing, VisualTokens, num_patches, stage_counts
 
 STEPS = {
@@ -96,17 +98,27 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
     summary = {
         "bundle": str(bundle.folder),
         "precision": bundle.precision,
-        "method": bundle.config.method,
+        "method": bundle.method,
+        "compressors": ", ".join(bundle.compressors),
         "patches": bundle.num_patches,
-        "chat_template": bundle.template,
+        "prompt": json.dumps(render(bundle.template, [Turn("…", images=1)]), ensure_ascii=False),
         "language_model": bundle.language_model.name,
         "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }
     if bundle.paddle is not None:
         summary["paddle_inference"] = ", ".join(bundle.paddle.precisions)
-    sizes = {name: info.num_bytes for name, info in bundle.files.items()}
+    summary["golden_cases"] = bundle.golden or "none"
+    golden = sum((bundle.folder / name).stat().st_size for name in golden_files(bundle))
+    sizes = dict(bundle.sizes)
+    if golden:
+        sizes["what the golden cases name"] = golden
     if as_json:
-        details = {"files": sizes, "compression": bundle.config.as_dict()}
+        details = {
+            "files": sizes,
+            "towers": dict(bundle.towers),
+            "options": dict(bundle.options),
+            "stages": [asdict(stage) for stage in bundle.stages],
+        }
         console.print_json(json.dumps({**summary, **details}))
         return
     for name, value in summary.items():

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.bundle.golden import read_golden
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.export_tools import export_required
-from paddle_recomp.commands.options import ClipOption
+from paddle_recomp.commands.options import ClipOption, RuntimeOptions, with_options
 from paddle_recomp.errors import ConfigError
 
 Compare = Callable[[Path, str, Path | None, Path | None], list[Comparison]]
@@ -29,45 +30,57 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
     """Adds the command to `app`. `load` imports what compares a bundle with its checkpoint, and is
     called only where a checkpoint is named."""
 
-    @app.command()
+    @with_options
     def verify(
-        bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+        folder: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+        *,
         model: Annotated[
             str | None,
             typer.Option(
                 "--model",
-                help="The checkpoint folder to compare with, or `demo`; needs the extras paddle "
-                "and export.",
+                help="The checkpoint folder to compare with, or `demo`, in place of the golden "
+                "cases; needs the extras paddle and export.",
             ),
         ] = None,
         clip: ClipOption = None,
         pictures: Annotated[
             Path | None, typer.Option("--images", help="A folder of pictures to compare on.")
         ] = None,
+        runtime: RuntimeOptions,
         report: Annotated[
             Path | None, typer.Option("--json", help="Write the comparison into this file.")
         ] = None,
         quiet: Annotated[bool, typer.Option("--quiet", help="Print what is broken alone.")] = False,
     ) -> None:
-        """Compare BUNDLE with its checkpoint, stage by stage and token by token."""
+        """Replay the golden cases of BUNDLE here, or compare BUNDLE with its checkpoint."""
         with quiet_paddle(), warnings_as_lines():
             if model is None:
-                rows = replay(bundle)
+                if clip is not None or pictures is not None:
+                    raise ConfigError("--clip and --images go with a checkpoint: add --model DIR")
+                rows = replay(folder, runtime)
+            elif runtime != RuntimeOptions():
+                raise ConfigError("with --model, everything that runs the bundle here is compared")
             else:
                 with export_required():
-                    rows = load()(bundle, model, clip, pictures)
-        _report(bundle, rows, report, quiet)
+                    rows = load()(folder, model, clip, pictures)
+        _report(folder, rows, report, quiet)
+
+    app.command()(verify)
 
 
-def replay(bundle: Path) -> list[Comparison]:
-    """What the golden cases of a bundle say, without its checkpoint.
+def replay(folder: Path, runtime: RuntimeOptions) -> list[Comparison]:
+    """The golden cases of a bundle on this machine, without its checkpoint.
 
-    Raises: BundleError."""
-    open_bundle(bundle)
-    raise ConfigError(
-        f"{bundle}: golden cases are not replayed yet; name the checkpoint to compare with "
-        "(--model DIR)"
-    )
+    Raises: BundleError, also for a bundle without golden cases; DeviceError, ConfigError."""
+    from paddle_recomp.vlm.loading import bundle_backend, bundle_decoder
+    from paddle_recomp.vlm.replay import Player, replay_cases
+
+    bundle = open_bundle(folder)
+    golden = read_golden(bundle)
+    model = None if bundle.decoder is None else bundle_decoder(bundle, runtime.device)
+    run_by = (runtime.device, runtime.backend, runtime.precision)
+    player = Player(bundle, lambda one: bundle_backend(one, *run_by, graphs=()), model)
+    return list(replay_cases(player, golden))
 
 
 def _report(bundle: Path, rows: Sequence[Comparison], report: Path | None, quiet: bool) -> None:
@@ -85,10 +98,10 @@ def _report(bundle: Path, rows: Sequence[Comparison], report: Path | None, quiet
 
 def print_table(console: Console, rows: Sequence[Comparison]) -> None:
     """Every comparison, one a line."""
-    table = Table("runtime", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
+    table = Table("of", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
     for row in rows:
         table.add_row(
-            row.runtime,
+            row.case or row.runtime,
             str(row.batch),
             row.stage,
             row.name,

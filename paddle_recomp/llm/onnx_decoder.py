@@ -89,7 +89,7 @@ class OnnxDecoder:
             raise BundleError(f"{bundle.folder} has no language model in it")
         for name in decoder_files(bundle):
             bundle.verified(name)
-            on_file(bundle.files[name].num_bytes)
+            on_file(bundle.sizes[name])
         decoder = cls(bundle.folder, bundle.decoder, providers, threads)
         metadata = decoder.session.get_modelmeta().custom_metadata_map
         origin = metadata.get("recomp.language_model", "null")
@@ -212,4 +212,4 @@ def decoder_files(bundle: Bundle) -> list[str]:
     """The files that a bundle's decoder is read from; none where it has no decoder."""
     if bundle.decoder is None:
         return []
-    return [bundle.decoder.file, f"{bundle.decoder.file}.data", bundle.decoder.embed_tokens]
+    return list(bundle.decoder.files)

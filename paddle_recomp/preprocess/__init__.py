@@ -19,6 +19,7 @@ from paddle_recomp.preprocess.tokenizers import (
     ClipTokenizer,
     LanguageTokenizer,
     StreamDecoder,
+    load_tokenizer,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "crop_box",
     "first_line",
     "load_image",
+    "load_tokenizer",
     "render",
     "spoken",
     "without_images",

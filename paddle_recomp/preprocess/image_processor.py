@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from paddle_recomp.errors import CheckpointError, ImageError
-from paddle_recomp.preprocess.files import number_of, read_json
+from paddle_recomp.json_files import number_of, read_json
 from paddle_recomp.preprocess.images import load_image
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -53,10 +53,14 @@ class ImageProcessor:
     aspect: Literal["crop", "pad"] = "crop"
     """Cut off what is beyond the centre square, or first pad to a square (LLaVA's `pad`)."""
     rescale: float = 1 / 255
+    pad_colour: tuple[int, int, int] | None = None
+    """Around a padded picture; None: the mean, truncated, as LLaVA has it."""
 
     @property
     def background(self) -> tuple[int, int, int]:
         """The colour around a padded picture."""
+        if self.pad_colour is not None:
+            return self.pad_colour
         # Truncated, not rounded: LLaVA's own background.
         red, green, blue = (int(channel * 255) for channel in self.mean)
         return red, green, blue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from paddle_recomp.json_files import read_json
 from paddle_recomp.preprocess import sentencepiece
 from paddle_recomp.preprocess.chat_template import IMAGE_PLACEHOLDER
-from paddle_recomp.preprocess.files import read_json
 
 IMAGE_TOKEN = -200
 """Stands among the ids where the visual tokens go (LLaVA's IMAGE_TOKEN_INDEX)."""
@@ -33,13 +33,9 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 class ClipTokenizer:
     """The tokenizer of CLIP's text tower."""
 
-    def __init__(self, tokenizer: Tokenizer, name: str = "the tokenizer") -> None:
-        """Raises: CheckpointError when the vocabulary lacks CLIP's start or end marker."""
-        start, end = tokenizer.token_to_id(CLIP_START), tokenizer.token_to_id(CLIP_END)
-        if start is None or end is None:
-            raise CheckpointError(f"{name} has no {CLIP_START} or no {CLIP_END}: it is not CLIP's")
-        self.start_id: int = start
-        self.end_id: int = end
+    def __init__(self, tokenizer: Tokenizer, start_id: int, end_id: int) -> None:
+        """`start_id` and `end_id` are those of CLIP's two markers."""
+        self.start_id, self.end_id = start_id, end_id
         # Truncation and padding are done here, whatever the file asks for.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -52,15 +48,25 @@ class ClipTokenizer:
         Raises: CheckpointNotFoundError when neither is there; CheckpointError for a broken
         file."""
         path, vocabulary = Path(folder) / "tokenizer.json", Path(folder) / "vocab.json"
-        if path.is_file():
-            return cls(_load(path), str(path))
         merges = Path(folder) / "merges.txt"
-        if not vocabulary.is_file() or not merges.is_file():
+        if path.is_file():
+            tokenizer = load_tokenizer(path)
+        elif vocabulary.is_file() and merges.is_file():
+            path, tokenizer = vocabulary, _clip_bpe(vocabulary, merges)
+        else:
             raise CheckpointNotFoundError(
                 f"there is no tokenizer in {folder}: neither tokenizer.json nor vocab.json and "
                 "merges.txt"
             )
-        return cls(_clip_bpe(vocabulary, merges), str(vocabulary))
+        start, end = tokenizer.token_to_id(CLIP_START), tokenizer.token_to_id(CLIP_END)
+        if start is None or end is None:
+            raise CheckpointError(f"{path} has no {CLIP_START} or no {CLIP_END}: it is not CLIP's")
+        return cls(tokenizer, start, end)
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that gives the same ids, whatever was read."""
+        text: str = self._tokenizer.to_str(pretty=True)
+        return text
 
     def encode(
         self, texts: Sequence[str], max_length: int
@@ -90,9 +96,12 @@ class LanguageTokenizer:
         bos_token_id: int | None,
         eos_token_ids: Sequence[int],
         pad_token_id: int | None = None,
+        image_token_id: int | None = None,
+        silent_ids: Collection[int] = (),
     ) -> None:
         """`bos_token_id` begins every prompt; None where the model wants none. Padding falls
-        back to the first end id.
+        back to the first end id. `image_token_id` is what the tokenizer makes of `<image>`; None
+        where it has no such token. `silent_ids` are left out of a text, as are all of these.
 
         Raises: CheckpointError when nothing ends an answer."""
         if not eos_token_ids:
@@ -103,12 +112,11 @@ class LanguageTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder()
+        self.image_token_id = image_token_id
+        own = {bos_token_id, self.pad_token_id, *self.eos_token_ids, image_token_id}
+        self.silent_ids = tuple(sorted({*silent_ids, *(n for n in own if n is not None)}))
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self._image_ids = {n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER}
-        silent: set[int | None] = {number for number, token in added.items() if token.special}
-        silent |= {bos_token_id, self.pad_token_id, *self.eos_token_ids, *self._image_ids}
-        self._text_ids = frozenset(vocabulary.values()) - silent
+        self._text_ids = frozenset(vocabulary.values()) - {*self.silent_ids}
         self._byte_ids = frozenset(n for text, n in vocabulary.items() if _BYTE.fullmatch(text))
 
     @classmethod
@@ -121,7 +129,7 @@ class LanguageTokenizer:
         folder = Path(folder)
         fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
         if fast.is_file():
-            tokenizer = _load(fast)
+            tokenizer = load_tokenizer(fast)
             adds_bos = bool(tokenizer.encode("").ids)
         elif slow.is_file():
             tokenizer = sentencepiece.load(slow)
@@ -136,12 +144,21 @@ class LanguageTokenizer:
         ends = _optional_json(folder / "generation_config.json").get("eos_token_id", [])
         ends = ends if isinstance(ends, list) else [ends]
         ends = [end for end in [eos, *ends] if isinstance(end, int)]
+        added = tokenizer.get_added_tokens_decoder()
+        places = [n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER]
         return cls(
             tokenizer,
             bos if config.get("add_bos_token", adds_bos) else None,
             list(dict.fromkeys(ends)),
             _token_id(tokenizer, config, "pad_token", "<pad>"),
+            image_token_id=places[0] if places else None,
+            silent_ids=[number for number, token in added.items() if token.special],
         )
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that gives the same ids, whatever was read."""
+        text: str = self._tokenizer.to_str(pretty=True)
+        return text
 
     @property
     def vocab_size(self) -> int:
@@ -152,9 +169,10 @@ class LanguageTokenizer:
     def encode(self, prompt: str) -> list[int]:
         """The ids of a prompt, one beginning-of-text id in all, IMAGE_TOKEN for each `<image>`."""
         ids = [] if self.bos_token_id is None else [self.bos_token_id]
-        if self._image_ids:
+        if self.image_token_id is not None:
             plain = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-            return ids + [IMAGE_TOKEN if number in self._image_ids else number for number in plain]
+            places = (IMAGE_TOKEN if number == self.image_token_id else number for number in plain)
+            return [*ids, *places]
         for place, chunk in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
             ids += [IMAGE_TOKEN] if place else []
             ids += self._tokenizer.encode(chunk, add_special_tokens=False).ids
@@ -201,7 +219,10 @@ class StreamDecoder:
         return piece
 
 
-def _load(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json of Hugging Face's tokenizers.
+
+    Raises: CheckpointError when it cannot be read or is not one."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises plain Exception for everything.

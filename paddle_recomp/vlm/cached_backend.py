@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
 
@@ -34,7 +34,7 @@ class CachedBackend:
             for i, key in enumerate(missing):
                 rows[key] = {name: value[i : i + 1] for name, value in outputs.items()}
                 self.cache.put(key, rows[key])
-        return {name: np.concatenate([rows[key][name] for key in keys]) for name in OUTPUTS[graph]}
+        return {name: np.concatenate([rows[key][name] for key in keys]) for name in rows[keys[0]]}
 
     def _key(self, pixels: np.ndarray) -> str:
         """The checksum of the pixels, so that it covers the preparation of the picture, too."""

@@ -19,13 +19,15 @@ def projector_checksum(checkpoint: Checkpoint) -> str:
 
 
 def tower_checksum(model: Checkpoint | Bundle) -> str:
-    """The checksum by which a cache knows whose features it holds. Of a bundle it covers every file
-    that stands in front of the language model: they were exported together."""
+    """The checksum by which a cache knows whose features it holds. Of a bundle it covers the files
+    of the vision graph, in all formats that it is in."""
     if isinstance(model, Checkpoint):
         return _part_checksum(model, "vision_tower")
-    decoder = () if model.decoder is None else (model.decoder.file, model.decoder.embed_tokens)
-    files = sorted((n, i.sha256) for n, i in model.files.items() if not n.startswith(decoder))
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+    names = [*model.graphs["vision"].files]
+    if model.paddle is not None:
+        names += [*model.paddle.graphs["vision"], *model.paddle.int8.get("vision", ())]
+    sums = [model.checksums[name] for name in names]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 def latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
@@ -35,7 +37,7 @@ def latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
     if isinstance(model, Checkpoint):
         about: object = asdict(model.spec)
     else:
-        about = sorted((name, info.sha256) for name, info in model.files.items())
+        about = (model.compressor, sorted(model.checksums.items()))
     digest = hashlib.sha256(repr((about, run_by, this_machine())).encode()).hexdigest()
     return platformdirs.user_cache_path("paddle_recomp") / "latency" / f"{digest[:32]}.json"
 

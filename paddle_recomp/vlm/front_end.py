@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import QuestionError, RecompWarning
 from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
@@ -74,14 +73,10 @@ class VisualFrontEnd:
     tokenizer: ClipTokenizer
     question_positions: int
     """Positions of CLIP's text tower."""
-    config: CompressionConfig
+    question_source: Literal["question", "prompt_first_line"]
+    """The text of a question that `compress` is to be given; see `preprocess.clip_text`."""
     stages: tuple[StageInfo, ...]
     """Of the method, in the order of their numbers."""
-
-    @property
-    def question_source(self) -> Literal["question", "prompt_first_line"]:
-        """The text of a question that `compress` is to be given; see `preprocess.clip_text`."""
-        return self.config.towers.question_source
 
     def see(self, images: Sequence[ImageLike]) -> list[SeenImage]:
         """Runs the vision tower over a batch of pictures; each is charged its share of the time.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
-from paddle_recomp.bundle.contract import PIPELINE
+from paddle_recomp.bundle.contract import PIPELINE, Graph
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
-from paddle_recomp.compression.registry import get_method
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import (
@@ -49,19 +48,26 @@ def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkp
 
 
 def find(
-    model: str | Path, clip: str | Path | None = None, llm: str | Path | None = None
+    model: str | Path,
+    clip: str | Path | None = None,
+    llm: str | Path | None = None,
+    compress: str | None = None,
 ) -> Checkpoint | Bundle:
     """Opens a folder: as a bundle if it has a recomp.json, else as a checkpoint. `demo` is the
     embedded bundle, `demo-checkpoint` the checkpoint of that bundle. For a bundle, `clip` goes with
-    `llm`.
+    `llm`, and `compress` names one of its compressors.
 
     Raises: as `find_checkpoint` and `open_bundle`."""
     folder = demo_bundle_folder() if str(model) == DEMO else Path(model)
     if str(model) == DEMO_CHECKPOINT or not (str(model) == DEMO or (folder / MANIFEST).is_file()):
+        if compress is not None:
+            raise ConfigError(
+                f"{model} is a checkpoint; a compressor {compress!r} is chosen for a bundle"
+            )
         return find_checkpoint(model, clip)
     if clip is not None and llm is None:
         raise ConfigError(f"{model} is a bundle and has its CLIP in it; --clip {clip} has no use")
-    return open_bundle(folder)
+    return open_bundle(folder, compress)
 
 
 def load(
@@ -74,16 +80,17 @@ def load(
     backend: str | None = None,
     precision: str | None = None,
     cache: FeatureCache | None = None,
+    compress: str | None = None,
 ) -> VLM:
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
     was exported without its language model takes it from the folder of the checkpoint that it was
     exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
     `backend` and `precision` say what runs a bundle's visual encoder, `cache` which pictures need
-    not be seen again; see `load_front_end`.
+    not be seen again; see `load_front_end`. `compress` chooses among the compressors of a bundle.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_front_end`."""
-    found = find(model, clip, llm)
+    found = find(model, clip, llm, compress)
     if isinstance(found, Bundle):
         front_end, answerer = _load_bundle(
             found, llm, clip, config, device, on_progress, backend, precision, cache
@@ -129,23 +136,18 @@ def _load_bundle(
     the checkpoint `llm`."""
     model: LanguageModel
     if bundle.decoder is not None and llm is None:
-        from paddle_recomp.llm.onnx_decoder import OnnxDecoder, decoder_files
-
         front_end = load_front_end(
             bundle, config, device, backend=backend, precision=precision, cache=cache
         )
-        total = sum(bundle.files[name].num_bytes for name in decoder_files(bundle))
-        # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
-        provider = "cpu" if backend == "paddle" or device == "openvino" else device
-        model = OnnxDecoder.from_bundle(bundle, [provider], on_file=_counter(total, on_progress))
+        total = sum(bundle.sizes[name] for name in bundle.decoder.files)
+        model = bundle_decoder(bundle, device, _counter(total, on_progress))
     else:
         checkpoint = _language_checkpoint(bundle, llm, clip)
         on_bytes = _counter(checkpoint.num_bytes("language_model"), on_progress)
         front_end = load_front_end(bundle, config, device, on_bytes, backend, precision, cache)
         # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
         model = _paddle_llama(checkpoint, "cpu", on_bytes)
-    words = LanguageTokenizer.from_folder(bundle.llm_dir)
-    return front_end, Answerer(model, words, chat_template(bundle))
+    return front_end, Answerer(model, bundle.language_tokenizer(), bundle.template)
 
 
 def load_front_end(
@@ -164,7 +166,7 @@ def load_front_end(
 
     Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
     if isinstance(model, Bundle):
-        front_end = _bundle_front_end(model, config, device, backend or BACKENDS[0], precision)
+        front_end = _bundle_front_end(model, config, device, backend, precision)
     elif backend is not None or precision is not None:
         raise ConfigError("a checkpoint runs in eager Paddle; backend and precision are a bundle's")
     else:
@@ -176,16 +178,10 @@ def load_front_end(
 
 
 def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
-    """The template that a model was trained on.
-
-    Raises: BundleError for a bundle that names an unknown one."""
-    if isinstance(model, Checkpoint):
-        return TEMPLATES[model.spec.chat_template]
-    if model.template not in TEMPLATES:
-        known = ", ".join(TEMPLATES)
-        found = f"{model.folder}: unknown chat template {model.template!r}"
-        raise BundleError(f"{found}; known: {known}")
-    return TEMPLATES[model.template]
+    """The template that a model was trained on."""
+    if isinstance(model, Bundle):
+        return model.template
+    return TEMPLATES[model.spec.chat_template]
 
 
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
@@ -228,47 +224,82 @@ def _bundle_front_end(
     bundle: Bundle,
     config: CompressionConfig | None,
     device: str,
-    backend: str,
+    backend: str | None,
     precision: str | None,
 ) -> VisualFrontEnd:
-    if config is not None and config != bundle.config:
-        exported, asked = bundle.config.as_dict(), config.as_dict()
-        name = next(name for name in asked if asked[name] != exported.get(name))
-        if bundle.folder == demo_bundle_folder():
-            which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
-        else:
-            which, remedy = str(bundle.folder), "export it again"
-        raise ConfigError(
-            f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
-        )
-    runs = _bundle_backend(bundle, device, backend, precision)
-    for folder in ("clip/", "llm/"):
-        bundle.verify(folder)
+    if config is not None:
+        _check_config(bundle, config)
     return VisualFrontEnd(
-        backend=runs,
+        backend=bundle_backend(bundle, device, backend, precision),
         image_processor=bundle.image_processor,
-        tokenizer=ClipTokenizer.from_folder(bundle.clip_dir),
+        tokenizer=bundle.clip_tokenizer(),
         question_positions=bundle.question_positions,
-        config=bundle.config,
-        stages=get_method(bundle.config.method).stages,
+        question_source=bundle.question_source,
+        stages=bundle.stages,
     )
 
 
-def _bundle_backend(bundle: Bundle, device: str, name: str, precision: str | None) -> Backend:
-    """With the graphs loaded that stand in front of the language model."""
+def config_of(bundle: Bundle) -> CompressionConfig:
+    """The configuration that a bundle was exported with, with its chosen compressor. An option that
+    is younger than the bundle had its default then.
+
+    Raises: ConfigError for a method or an option that this version does not have."""
+    return CompressionConfig(bundle.method, **bundle.towers, **bundle.options)
+
+
+def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
+    """Raises: ConfigError where a bundle was exported with another configuration."""
+    exported, asked = config_of(bundle).as_dict(), config.as_dict()
+    if exported == asked:
+        return
+    name = next(name for name in asked if asked[name] != exported.get(name))
+    if bundle.folder == demo_bundle_folder():
+        which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
+    else:
+        which, remedy = str(bundle.folder), "export it again"
+    raise ConfigError(
+        f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
+    )
+
+
+def bundle_backend(
+    bundle: Bundle,
+    device: str,
+    name: str | None,
+    precision: str | None,
+    graphs: Sequence[Graph] = PIPELINE,
+) -> Backend:
+    """The backend `name` of BACKENDS, by default the first, for the graphs in front of the language
+    model. It loads `graphs` now, others when they are first run.
+
+    Raises: DeviceError, ConfigError, BundleError."""
+    name = name or BACKENDS[0]
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
     if name == "paddle":
         from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
 
         predictors = PaddleInferenceBackend(bundle, precision or "fp32", device)
-        predictors.open(PIPELINE)
+        predictors.open(graphs)
         return predictors
     from paddle_recomp.backends.onnx import OnnxBackend
 
     sessions = OnnxBackend(bundle, [device], precision=precision)
-    sessions.open(PIPELINE)
+    sessions.open(graphs)
     return sessions
+
+
+def bundle_decoder(
+    bundle: Bundle, device: str, on_file: OnBytes = lambda num_bytes: None
+) -> LanguageModel:
+    """The language model that is in a bundle.
+
+    Raises: BundleError, also for a bundle without one; DeviceError."""
+    from paddle_recomp.llm.onnx_decoder import OnnxDecoder
+
+    # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
+    provider = "cpu" if device.startswith("gpu") or device == "openvino" else device
+    return OnnxDecoder.from_bundle(bundle, [provider], on_file=on_file)
 
 
 def _checkpoint_front_end(
@@ -282,7 +313,7 @@ def _checkpoint_front_end(
         image_processor=image_processor(checkpoint),
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
         question_positions=checkpoint.spec.text.max_positions,
-        config=config,
+        question_source=config.towers.question_source,
         stages=backend.stages,
     )
 

@@ -261,7 +261,7 @@ def test_end_ids(tmp_path: Path) -> None:
         ({"num_key_value_heads": 5}, "num_heads is 32, not a multiple of num_kv_heads, 5"),
         ({"head_dim": 5}, "head_dim is 5"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; expected a positive number"),
-        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": float("inf")}, "Infinity is no JSON number"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'; supported"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is None"),

@@ -74,7 +74,7 @@ def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
         ({"a": entry(0, 20, shape=[5])}, "4 bytes belong to no tensor"),
         (b"{not json", "the header is not JSON"),
         (b"\xff\xff", "the header is not JSON"),
-        (b"[1]", "the header is no JSON object"),
+        (b"[1]", "the header holds a list; expected a JSON object"),
         (b'{"a": 1, "a": 2}', "'a' appears twice"),
     ],
 )

@@ -17,7 +17,7 @@ from export import steps
 from export.build import export_bundle
 from export.convert import Job
 from export.writing import write_model
-from paddle_recomp.bundle import MANIFEST, Bundle, seal
+from paddle_recomp.bundle import MANIFEST, Bundle, write_checksums
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.vlm.demo import demo_folder
 from paddle_recomp.vlm.loading import find_checkpoint
@@ -87,13 +87,15 @@ def graphs_of(bundle: Bundle) -> Iterator[None]:
         yield
 
 
-def edit(folder: Path, *, sealed: bool = True, **fields: object) -> None:
-    """Changes fields of recomp.json, by default with a seal that fits."""
+def edit(folder: Path, *, renewed: bool = True, **fields: object) -> None:
+    """Changes fields of recomp.json, where None takes a field away, by default with checksums that
+    fit."""
     path = folder / MANIFEST
     manifest = {**json.loads(path.read_text()), **fields}
-    if sealed:
-        manifest["seal"] = seal(manifest)
+    manifest = {name: value for name, value in manifest.items() if value is not None}
     path.write_text(json.dumps(manifest))
+    if renewed:
+        write_checksums(folder)
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_graphs_are_valid_and_say_what_they_are(graph: Graph, demo_bundle: Bundl
     metadata = {item.key: item.value for item in model.metadata_props}
     manifest = json.loads((demo_bundle.folder / MANIFEST).read_text())
     assert metadata["recomp.graph"] == graph
-    for key in ("image", "text", "sizes", "compression", "made_by"):
+    for key in ("image", "question", "sizes", "towers", "compress", "made_by"):
         assert json.loads(metadata[f"recomp.{key}"]) == manifest[key]
     assert metadata["recomp.precision"] == "fp32"
     shapes = {
@@ -88,12 +88,12 @@ def test_the_fused_graph_is_written_on_request(demo_bundle: Bundle, tmp_path: Pa
     heard: list[tuple[int, int, str]] = []
     with graphs_of(demo_bundle):
         made = export(ExportPlan(), tmp_path / "bundle", lambda *step: heard.append(step))
-    names = ("vision", "text", "compress", "decoder", "files")
+    names = ("vision", "text", "compress", "decoder", "tokenizers", "checksums")
     assert heard == [(done, len(names), name) for done, name in enumerate(names)]
     bundle = made.bundle
     assert made.outcome is None
     assert bundle.graphs.keys() == {"vision", "text", "compress"}
-    assert not any(name.startswith("encoder") for name in bundle.files)
+    assert not any(name.startswith("encoder") for name in bundle.sizes)
     inputs = sample_inputs(INPUTS["encoder"], find_checkpoint("demo").spec)
     fused, whole = (OnnxBackend(b).run("encoder", inputs) for b in (demo_bundle, bundle))
     assert fused.keys() == whole.keys()
@@ -274,7 +274,7 @@ def test_a_large_graph_has_its_weights_in_a_second_file(
     monkeypatch.setattr(writing, "_SINGLE_FILE", 1_000_000)
     with graphs_of(demo_bundle):
         bundle = export_bundle("demo", tmp_path / "large", decoder="none", fused=True)
-    assert {name for name in bundle.files if name.endswith(".data")} == {
+    assert {name for name in bundle.sizes if name.endswith(".data")} == {
         f"{graph}.onnx.data" for graph in ("vision", "text", "encoder")
     }
     assert (bundle.folder / "encoder.onnx").stat().st_size < 400_000

@@ -25,7 +25,7 @@ from paddle_recomp.vlm.demo import (
     demo_pictures,
 )
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import find, find_checkpoint, load
+from paddle_recomp.vlm.loading import config_of, find, find_checkpoint, load
 from tests.hiding import recomp_without
 
 QUESTION = "what digit is red?"
@@ -35,7 +35,7 @@ def test_it_is_of_the_embedded_checkpoint() -> None:
     bundle = find(DEMO)
     assert isinstance(bundle, Bundle)
     bundle.verify()
-    assert (bundle.precision, bundle.config) == ("int8", CompressionConfig())
+    assert (bundle.precision, config_of(bundle)) == ("int8", CompressionConfig())
     assert bundle.decoder is not None
     assert bundle.decoder.precision == "int8"
     checkpoint = find_checkpoint(DEMO_CHECKPOINT)

@@ -13,17 +13,15 @@ import pytest
 from export.__main__ import main
 from export.errors import VerificationError
 from export.verify import verify_bundle
-from paddle_recomp.bundle import MANIFEST, Bundle, checksum
+from paddle_recomp.bundle import Bundle, write_checksums
 from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import FeatureError, ImageNotFoundError
 
-from .conftest import edit
-
 
 def flip(folder: Path, graph: str, weight: str) -> None:
-    """Changes the sign of eight numbers of one weight, where it lies in the file; checksums and
-    seal are made to fit, so that only the numbers can tell."""
+    """Changes the sign of eight numbers of one weight, where it lies in the file; checksums
+    are made to fit, so that only the numbers can tell."""
     path = folder / f"{graph}.onnx"
     (tensor,) = (item for item in onnx.load(path).graph.initializer if item.name == weight)
     data, raw = bytearray(path.read_bytes()), tensor.raw_data
@@ -32,9 +30,7 @@ def flip(folder: Path, graph: str, weight: str) -> None:
     for place in range(start + 3, start + 32, 4):
         data[place] ^= 0x80
     path.write_bytes(data)
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    files[path.name]["sha256"] = checksum(path)
-    edit(folder, files=files)
+    write_checksums(folder)
 
 
 def test_a_right_bundle_passes(
@@ -101,9 +97,7 @@ def test_a_bundle_without_numbers_fails(copy: Path) -> None:
         if item.name == "text_tower.text_projection.weight":
             item.raw_data = np.full(list(item.dims), np.nan, np.float32).tobytes()
     path.write_bytes(model.SerializeToString(deterministic=True))
-    files = json.loads((copy / MANIFEST).read_text())["files"]
-    files[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
-    edit(copy, files=files)
+    write_checksums(copy)
     with pytest.raises(FeatureError, match="text_embeds"):
         verify_bundle(copy, "demo")
 

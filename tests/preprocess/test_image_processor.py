@@ -128,10 +128,10 @@ def test_unsupported_fields_are_named(tmp_path: Path, key: str, value: object) -
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"preprocessor_config\.json"):
         ImageProcessor.from_folder(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="expected an object"):
+    with pytest.raises(CheckpointError, match="expected a JSON object"):
         ImageProcessor.from_folder(write(tmp_path, [1]))
     (tmp_path / "preprocessor_config.json").write_bytes(b"\xff{")
-    with pytest.raises(CheckpointError, match="not readable JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         ImageProcessor.from_folder(tmp_path)
 
 

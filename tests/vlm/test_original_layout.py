@@ -91,7 +91,7 @@ def test_pictures_are_padded_to_a_square(original: VLM, picture: Path) -> None:
 def test_same_weights_same_tokens(original: VLM) -> None:
     """Of a square picture both layouts make the same, up to the projector."""
     square = Image.effect_noise((224, 224), 80).convert("RGB")
-    other = load_front_end(find_checkpoint("demo"), original.front_end.config)
+    other = load_front_end(find_checkpoint("demo"))
     ours, theirs = (
         front_end.compress(front_end.see([square]), [QUESTION], TokenBudget(tokens=24))[
             0

@@ -13,11 +13,11 @@ from rich.console import Console
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.commands.console import progress_bar, quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.options import (
+    ChosenRuntimeOptions,
     ClipOption,
     JsonOption,
     LlmOption,
     ModelArgument,
-    RuntimeOptions,
     loading_bar,
     with_options,
 )
@@ -48,7 +48,7 @@ def bench(
     ] = 3,
     clip: ClipOption = None,
     llm: LlmOption = None,
-    runtime: RuntimeOptions,
+    runtime: ChosenRuntimeOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure MODEL on this machine: uncompressed, with the dynamic budget, and with few tokens."""
@@ -64,7 +64,7 @@ def bench(
         config = replace(config, questions=(question[0], question[-1]))
     picture = image or next(iter(demo_pictures()))
     load_image(picture)
-    found = find(model, clip, llm)
+    found = find(model, clip, llm, runtime.compress)
     config.budgets(
         found.num_patches if isinstance(found, Bundle) else found.spec.vision.num_patches
     )
@@ -72,7 +72,17 @@ def bench(
     device, backend, precision = runtime.device, runtime.backend, runtime.precision
     with quiet_paddle(), warnings_as_lines():
         with loading_bar(console, model) as on_progress:
-            vlm = load(model, clip, None, device, on_progress, llm, backend, precision)
+            vlm = load(
+                model,
+                clip,
+                None,
+                device,
+                on_progress,
+                llm,
+                backend,
+                precision,
+                compress=runtime.compress,
+            )
         with progress_bar(console, "measuring") as on_answer:
             report = measure(vlm, picture, config, on_answer)
     if as_json:

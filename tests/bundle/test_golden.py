@@ -1,0 +1,237 @@
+"""Golden cases: a right bundle passes, and one altered weight fails, in fp32 and in INT8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from paddle_recomp.bundle import Bundle, open_bundle, write_checksums
+from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.bundle.golden import CASES, read_golden
+from paddle_recomp.commands.main import main
+from paddle_recomp.errors import BundleError
+from paddle_recomp.vlm.demo import demo_bundle_folder
+from paddle_recomp.vlm.loading import bundle_backend, bundle_decoder
+from paddle_recomp.vlm.replay import Player, replay_cases
+from tests.hiding import recomp_without
+
+from .conftest import KEPT, change
+
+EXPECTED = {
+    "picture": {"pixel_values"},
+    "question": {"question_ids"},
+    "prompt": {"prompt_ids"},
+    "vision": {"features", "keys", "visual_score", "patch_embeds"},
+    "text": {"text_embeds"},
+    "compress": {
+        *("visual_embeds", "token_count", "token_index"),
+        *("token_stage", "token_owner", "token_centre"),
+    },
+    "decoder": {"logits"},
+    "answer": {"text"},
+}
+
+
+def replay(folder: Path) -> list[Comparison]:
+    bundle = open_bundle(folder)
+    model = None if bundle.decoder is None else bundle_decoder(bundle, "cpu")
+    player = Player(bundle, lambda one: bundle_backend(one, "cpu", None, None, ()), model)
+    return list(replay_cases(player, read_golden(bundle)))
+
+
+def broken(folder: Path) -> set[tuple[str, str]]:
+    """The stages and arrays of what a replay finds wrong."""
+    return {(row.stage, row.name) for row in replay(folder) if not row.passed}
+
+
+@pytest.mark.parametrize("folder", [KEPT, demo_bundle_folder()], ids=["fp32", "int8"])
+def test_a_right_bundle_passes(folder: Path) -> None:
+    rows = replay(folder)
+    assert [row for row in rows if not row.passed] == []
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.stage, set()).add(row.name)
+    pipeline = found.pop("pipeline")
+    assert found == EXPECTED
+    assert pipeline == (
+        {"text", *EXPECTED["compress"]} if folder == KEPT else {"text", "token_index"}
+    )
+
+
+def alter(folder: Path, name: str, weight: str, edit: Callable[[Any], None]) -> None:
+    """Changes one weight of a graph, with checksums that fit."""
+    path = folder / name
+    model = onnx.load(path)
+    (tensor,) = (item for item in model.graph.initializer if item.name == weight)
+    array = numpy_helper.to_array(tensor).copy()
+    before = array.copy()
+    edit(array)
+    assert not np.array_equal(array, before)
+    tensor.CopyFrom(numpy_helper.from_array(array, weight))
+    save = {"save_as_external_data": True, "location": f"{name}.data", "size_threshold": 256}
+    external = (folder / f"{name}.data").is_file()
+    if external:
+        (folder / f"{name}.data").unlink()
+    onnx.save_model(model, path, **(save if external else {}))
+    write_checksums(folder)
+
+
+def negate_one(array: Any) -> None:
+    """The sign of the largest number alone."""
+    place = np.unravel_index(np.abs(array.astype(np.float64)).argmax(), array.shape)
+    array[place] = -array[place]
+
+
+def negate_eight(array: Any) -> None:
+    """The signs of the first eight numbers."""
+    array.reshape(-1)[:8] *= -1
+
+
+def scale_all(array: Any) -> None:
+    """Every number by one part in a thousand."""
+    array *= 1.001
+
+
+def swap_rows(array: Any) -> None:
+    """The first two rows change places."""
+    array[[0, 1]] = array[[1, 0]]
+
+
+def negate_column(array: Any) -> None:
+    """The signs of a whole output channel."""
+    array[..., 0] *= -1
+
+
+PATCHES, TEXTS = "vision_tower.visual_projection.weight", "text_tower.text_projection.weight"
+FC1 = "vision_tower.encoder.layers.0.mlp.fc1.weight"
+FLOAT: list[tuple[str, str, Callable[[Any], None], tuple[str, str]]] = [
+    ("vision.onnx", FC1, scale_all, ("vision", "keys")),
+    ("vision.onnx", PATCHES, negate_one, ("vision", "patch_embeds")),
+    ("vision.onnx", PATCHES, swap_rows, ("vision", "patch_embeds")),
+    ("text.onnx", TEXTS, negate_one, ("text", "text_embeds")),
+    ("text.onnx", TEXTS, scale_all, ("text", "text_embeds")),
+    ("compress.onnx", "projector.linear_1.weight", negate_one, ("compress", "visual_embeds")),
+    ("compress.onnx", "projector.linear_2.weight", scale_all, ("compress", "visual_embeds")),
+]
+
+
+@pytest.mark.parametrize(("file", "weight", "edit", "where"), FLOAT)
+def test_an_altered_weight_in_fp32_fails(
+    file: str, weight: str, edit: Callable[[Any], None], where: tuple[str, str], copy: Path
+) -> None:
+    alter(copy, file, weight, edit)
+    assert where in broken(copy)
+
+
+def test_an_altered_decoder_in_fp32_fails(copy: Path) -> None:
+    data = np.fromfile(copy / "decoder.onnx.data", dtype="<f4")
+    data[np.abs(data).argmax()] *= -1
+    data.tofile(copy / "decoder.onnx.data")
+    write_checksums(copy)
+    assert ("decoder", "logits") in broken(copy)
+
+
+def test_an_altered_embedding_fails(copy: Path) -> None:
+    table = np.load(copy / "embed_tokens.npy")
+    table[:] = table[::-1].copy()
+    np.save(copy / "embed_tokens.npy", table)
+    write_checksums(copy)
+    assert ("decoder", "logits") in broken(copy)
+
+
+def test_other_preparation_fails(copy: Path) -> None:
+    for edit, where in (
+        (lambda c: c["image"]["mean"].reverse(), ("picture", "pixel_values")),
+        (lambda c: c["question"].update(end_id=1), ("question", "question_ids")),
+        (lambda c: c["prompt"].update(bos_token_id=None), ("prompt", "prompt_ids")),
+        (lambda c: c["prompt"]["template"].update(begin="A "), ("prompt", "text")),
+        (lambda c: c["prompt"].update(silent_ids=list(range(300, 704))), ("answer", "text")),
+    ):
+        original = (copy / "recomp.json").read_text()
+        change(copy, edit)
+        assert where in broken(copy)
+        (copy / "recomp.json").write_text(original)
+
+
+def test_limits_are_the_files(copy: Path) -> None:
+    """So that all readers use the same."""
+    alter(copy, "vision.onnx", PATCHES, scale_all)
+    assert broken(copy)
+    change(copy, lambda c: c["limits"].update(difference=0.5, answers=0.01), CASES)
+    left = broken(copy)
+    assert ("vision", "patch_embeds") not in left
+
+
+def test_the_command_says_what_failed(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    assert main(["verify", str(KEPT), "--json", str(report)]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    content = json.loads(report.read_text())
+    assert content["passed"]
+    assert {row["case"] for row in content["rows"]} == {"dynamic", "capped", "exact", "full", ""}
+    assert main(["verify", str(KEPT), "--quiet"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    alter(copy, "text.onnx", TEXTS, negate_one)
+    assert main(["verify", str(copy), "--quiet", "--json", str(report)]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out
+    assert "text_embeds" in out
+    assert "pixel_values" not in out
+    assert not json.loads(report.read_text())["passed"]
+
+
+def test_what_cannot_be_replayed_is_one_line(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(copy, lambda c: c.pop("golden"))
+    with pytest.raises(BundleError, match="no golden cases"):
+        read_golden(open_bundle(copy))
+    for arguments, says in (
+        ([str(copy)], "--golden"),
+        ([str(copy / "nothing")], "not a bundle"),
+        ([str(KEPT), "--device", "tpu"], "installed: cpu"),
+        ([str(KEPT), "--images", str(copy)], "--model"),
+    ):
+        assert main(["verify", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+
+
+def test_a_bundle_without_a_language_model_is_replayed_up_to_there(copy: Path) -> None:
+    change(copy, lambda c: c.pop("decoder"))
+    rows = replay(copy)
+    assert [row for row in rows if not row.passed] == []
+    assert {row.stage for row in rows} == {*EXPECTED, "pipeline"} - {"decoder", "answer"}
+
+
+def test_the_light_install_replays() -> None:
+    """paddle is hidden from the process."""
+    done = recomp_without(("paddle", "paddlenlp", "onnx"), "verify", str(demo_bundle_folder()))
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stdout
+
+
+def test_nan_never_passes() -> None:
+    for measure in ("difference", "agreement", "cosine"):
+        assert not Comparison(1, "vision", "features", measure, float("nan"), 0.5).passed
+
+
+def test_golden_cases_of_a_bundle_are_its_own(copy: Path) -> None:
+    """What stands in the arrays is what the graphs give: nothing was rounded or cut."""
+    bundle: Bundle = open_bundle(copy)
+    golden = read_golden(bundle)
+    assert golden.recorded_by["onnxruntime"]
+    for case in golden.cases:
+        assert case.arrays["token_count"][0] == case.arrays["token_index"].shape[1]
+        assert case.arrays["visual_embeds"].shape[1:] == (case.arrays["token_count"][0], 16)
+        assert case.answer is not None
+        assert 0 < len(case.answer.token_ids) <= case.answer.max_new_tokens

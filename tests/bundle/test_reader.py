@@ -1,0 +1,68 @@
+"""docs/bundle.md is enough: a reader of nothing else answers the golden cases, the program in it
+runs, and its tables are those of the schemas."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_recomp.bundle import open_bundle
+from paddle_recomp.bundle.golden import read_golden
+from paddle_recomp.vlm.demo import demo_bundle_folder
+from tests import bundle_reader
+from tests.bundle.tables import DOCUMENT, filled
+from tests.hiding import without
+
+from .conftest import KEPT
+
+HIDE = without("paddle", "paddlenlp", "paddle_recomp", "export", "onnx")
+
+
+@pytest.mark.parametrize("folder", [KEPT, demo_bundle_folder()], ids=["fp32", "int8"])
+def test_a_reader_without_this_library_answers(folder: Path) -> None:
+    code = f"{HIDE}\nimport runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"import sys; sys.argv = {[bundle_reader.__file__, str(folder)]!r}\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["4", "of", "4", "answers", "are", "the", "recorded", "ones"]
+
+
+def test_the_reader_refuses_what_the_document_says(copy: Path) -> None:
+    with pytest.raises(ValueError, match="leads out"):
+        bundle_reader.Reader(copy).read("../x")
+    (copy / "recomp.json").write_text("{}")
+    with pytest.raises(ValueError, match="was changed"):
+        bundle_reader.Reader(copy)
+
+
+def program() -> str:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (found,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return str(found)
+
+
+def test_the_program_is_short() -> None:
+    assert len([line for line in program().splitlines() if line]) <= 24
+
+
+@pytest.mark.parametrize("folder", [KEPT, demo_bundle_folder()], ids=["fp32", "int8"])
+def test_the_program_gives_what_was_recorded(folder: Path, tmp_path: Path) -> None:
+    case = read_golden(open_bundle(folder)).cases[0]
+    output = tmp_path / "visual_embeds.npy"
+    command = [sys.executable, "-I", "-c", HIDE + program(), str(folder), str(case.picture)]
+    subprocess.run([*command, case.question, str(output)], check=True, cwd=tmp_path)
+    found, expected = np.load(output), case.arrays["visual_embeds"]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_tables_are_those_of_the_schemas() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert filled(text) == text, "python -m tests.bundle.tables"

@@ -1,0 +1,73 @@
+"""The one reader of JSON objects: what it refuses, and as which error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paddle_recomp.errors import (
+    BundleError,
+    BundleNotFoundError,
+    CheckpointError,
+    CheckpointNotFoundError,
+)
+from paddle_recomp.json_files import number_of, read_json, shown
+
+
+def test_an_object_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1, 2.5, null, "ä"], "b": {"a": false}}', encoding="utf-8")
+    assert read_json(path) == {"a": [1, 2.5, None, "ä"], "b": {"a": False}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "holds a list; expected a JSON object"),
+        (b'"text"', 'holds "text"; expected a JSON object'),
+        (b"null", "holds null; expected a JSON object"),
+        (b'{"a": 1, "a": 2}', "key 'a' appears twice"),
+        (b'{"b": {"a": 1, "a": 1}}', "key 'a' appears twice"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": [-Infinity]}', "-Infinity is no JSON number"),
+    ],
+)
+def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    for kind in (CheckpointError, BundleError):
+        with pytest.raises(kind, match=message) as raised:
+            read_json(path, kind)
+        assert str(raised.value).startswith(str(path))
+        assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    for path in (tmp_path / "a.json", tmp_path / "a.json" / "b"):
+        with pytest.raises(CheckpointNotFoundError, match="there is no"):
+            read_json(path)
+        with pytest.raises(BundleNotFoundError, match="there is no"):
+            read_json(path, BundleError, BundleNotFoundError)
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_json(tmp_path, BundleError, BundleNotFoundError)
+
+
+def test_a_value_in_a_message_is_short() -> None:
+    assert shown("x" * 500) == '"' + "x" * 59 + "…"
+    assert shown("a\nb") == '"a\\nb"'
+    assert (shown({"a": 1}), shown([1]), shown(None), shown(True)) == (
+        "an object",
+        "a list",
+        "null",
+        "true",
+    )
+
+
+@pytest.mark.parametrize("value", [None, "1", True, [1], float("nan"), float("inf")])
+def test_a_number_is_finite(value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.json: key is .*; expected a number"):
+        number_of(Path("a.json"), {"key": value}, "key")
