@@ -174,6 +174,10 @@ def load_front_end(
     if cache is None:
         return front_end
     tower = f"{tower_checksum(model)} {backend} {precision} {device}"
+    if isinstance(model, Checkpoint):
+        # A bundle's vision graph has both in it.
+        switches = (config or CompressionConfig()).towers
+        tower = f"{tower} {switches} {front_end.backend.inputs('compress')}"
     return replace(front_end, backend=CachedBackend(front_end.backend, cache, tower))
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.preprocess import load_image
@@ -218,6 +218,9 @@ class Tower:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        return INPUTS[graph]
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         pixels = inputs["pixel_values"]
