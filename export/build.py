@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ def export(
 ) -> Exported:
     """Writes the bundle of a plan into a folder, all of it or nothing, and opens it.
 
-    Raises: ExportError, CheckpointError; ConfigError and ImageError for what is calibrated on."""
+    Raises: ExportError, CheckpointError; ConfigError and ImageError for what is calibrated on;
+    ModuleNotFoundError."""
+    # Conversions are processes of their own; what they lack is found here, before any work.
+    for package in ("paddle", "paddle2onnx"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"there is no module {package!r}", name=package)
     if plan.paddle_int8 is not None:
         check_interpreter(plan.paddle_int8)
     checkpoint = find_checkpoint(plan.model, plan.clip)

@@ -16,7 +16,7 @@ from .shapes import dtype_of, shapes_of
 
 TOLERANCE = 1e-4
 """Largest difference of a float output, relative to the largest value of the array."""
-BATCH = 4
+BATCH, WORDS = 4, 6
 
 
 def sample_inputs(
@@ -27,7 +27,7 @@ def sample_inputs(
     rng, shapes, size = np.random.default_rng(0), shapes_of(spec), spec.vision.num_patches
     arrays: dict[str, np.ndarray] = {}
     for name in names:
-        shape = [batch, *(int(side) for side in shapes[name][1:])]
+        shape = [batch, *(side if isinstance(side, int) else WORDS for side in shapes[name][1:])]
         arrays[name] = rng.normal(size=shape).astype(dtype_of(name))
     if "question_ids" in arrays:
         ids = rng.integers(0, spec.text.vocab_size, size=arrays["question_ids"].shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_recomp.bundle.contract import PIPELINE
+from paddle_recomp.bundle.contract import ARRAYS, PIPELINE
 from paddle_recomp.checkpoint import ModelSpec
 
 Shape = list[int | str]
@@ -10,20 +10,9 @@ Shape = list[int | str]
 TRACED = PIPELINE
 """The graphs that are traced; `encoder` is made of them."""
 
-DTYPES = {
-    "question_ids": "int64",
-    "token_bounds": "int64",
-    "token_count": "int64",
-    "token_index": "int64",
-    "token_stage": "int64",
-    "token_owner": "int64",
-    "token_centre": "int64",
-}
-"""Those that are not float32."""
-
 
 def shapes_of(spec: ModelSpec) -> dict[str, Shape]:
-    """Shape by name; `batch` and `tokens` are dynamic."""
+    """Shape by name; `batch`, `tokens` and `words` are dynamic."""
     side, patches = spec.vision.image_size, spec.vision.num_patches
     width, joint = spec.vision.hidden_size, spec.vision.projection_dim
     return {
@@ -34,7 +23,10 @@ def shapes_of(spec: ModelSpec) -> dict[str, Shape]:
         "keys": ["batch", patches, width],
         "visual_score": ["batch", patches],
         "patch_embeds": ["batch", patches, joint],
+        "layer_score": ["batch", patches],
         "text_embeds": ["batch", joint],
+        "word_embeds": ["batch", "words", spec.language.hidden_size],
+        "word_mask": ["batch", "words"],
         "visual_embeds": ["batch", "tokens", spec.projector.out_features],
         "token_count": ["batch"],
         "token_index": ["batch", "tokens"],
@@ -46,4 +38,4 @@ def shapes_of(spec: ModelSpec) -> dict[str, Shape]:
 
 def dtype_of(name: str) -> str:
     """The element type of an input or output."""
-    return DTYPES.get(name, "float32")
+    return ARRAYS[name].dtype

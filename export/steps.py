@@ -83,14 +83,11 @@ class Step(NamedTuple):
 def steps_of(plan: ExportPlan) -> list[Step]:
     """What a plan asks for, in the order in which it is done: a file that is made of others comes
     after them."""
-    int8 = plan.precision == "int8"
+    int8, further = plan.precision == "int8", [one.method for one in plan.also]
     chosen = [
         (Step("samples", read_samples), plan.quantised),
         *((Step(graph, partial(convert_graph, graph)), True) for graph in TRACED),
-        *(
-            (Step(f"compress {one.method}", partial(convert_also, one.method)), True)
-            for one in plan.also
-        ),
+        *((Step(f"compress {name}", partial(convert_also, name)), True) for name in further),
         (Step("int8", quantise), int8),
         (Step("encoder", fuse_encoder), plan.fused),
         (Step("paddle encoder", convert_paddle_encoder), plan.paddle and plan.fused),

@@ -13,6 +13,10 @@ from paddle_recomp.errors import FeatureError
 class Backend(Protocol):
     """Runs the graphs in front of the language model."""
 
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        """The names of everything that a graph takes."""
+        ...
+
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays by name, all that the graph takes and perhaps more -> its outputs by name."""
         ...

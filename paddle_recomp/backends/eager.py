@@ -42,6 +42,10 @@ class EagerBackend:
         self.signatures = signatures(method.graph_inputs)
         self.stages = method.stages
 
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        """See `Backend.inputs`."""
+        return self.signatures[graph].inputs
+
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`.
 

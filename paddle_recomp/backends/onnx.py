@@ -52,6 +52,10 @@ class OnnxBackend:
         for graph in graphs:
             self._session(graph)
 
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        """See `Backend.inputs`."""
+        return self.bundle.graphs[graph].inputs
+
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`. Without a fused graph in the bundle, `encoder` runs the other three.
 

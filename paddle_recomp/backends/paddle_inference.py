@@ -116,6 +116,10 @@ class PaddleInferenceBackend:
         for graph in graphs:
             self._predictor(graph)
 
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        """See `Backend.inputs`."""
+        return self.bundle.graphs[graph].inputs
+
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`. Threads that run the same graph take turns.
 

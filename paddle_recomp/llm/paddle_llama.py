@@ -133,7 +133,7 @@ def _paddlenlp_config(spec: LanguageModelSpec) -> Tensor:
         if getattr(spec, name):
             raise CheckpointError(
                 f"{name} is {getattr(spec, name)}, which paddlenlp's Llama does not have; a bundle "
-                "runs it: python -m export"
+                "runs it: recomp export"
             )
     scaling: dict[str, object] = {}
     if spec.rope_scaling is not None:

@@ -19,6 +19,7 @@ from paddle_recomp.preprocess import (
     Turn,
     render,
     spoken,
+    without_images,
 )
 from paddle_recomp.types import Answer, AnswerStream, num_patches, stage_counts
 from paddle_recomp.vlm.front_end import CompressedPictures
@@ -53,6 +54,13 @@ class Answerer:
 
         Raises: QuestionError as `preprocess.spoken`."""
         return tuple(self.tokenizer.encode(spoken(self.template, turns)))
+
+    def embed_words(self, question: str) -> np.ndarray:
+        """The words [W, D] float32 of a question by itself, without places of pictures and without
+        a beginning-of-text token, for a compressor that reads them."""
+        ids = self.tokenizer.encode(without_images(question))
+        words = ids[1:] if ids[:1] == [self.tokenizer.bos_token_id] else ids
+        return self.model.embed(np.array(words, dtype=np.int64)).astype(np.float32)
 
     def embed(
         self, ids: Sequence[int], blocks: Sequence[np.ndarray], max_new_tokens: int

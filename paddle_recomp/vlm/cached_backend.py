@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.contract import VISION_OUTPUTS, Graph
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
 
@@ -18,6 +18,10 @@ class CachedBackend:
         """`tower` tells apart whatever gives other features for the same pixels: weights,
         precision, runtime."""
         self.backend, self.cache, self.tower = backend, cache, tower
+
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        """See `Backend.inputs`."""
+        return self.backend.inputs(graph)
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""
@@ -34,7 +38,8 @@ class CachedBackend:
             for i, key in enumerate(missing):
                 rows[key] = {name: value[i : i + 1] for name, value in outputs.items()}
                 self.cache.put(key, rows[key])
-        return {name: np.concatenate([rows[key][name] for key in keys]) for name in rows[keys[0]]}
+        names = [name for name in VISION_OUTPUTS if name in rows[keys[0]]]
+        return {name: np.concatenate([rows[key][name] for key in keys]) for name in names}
 
     def _key(self, pixels: np.ndarray) -> str:
         """The checksum of the pixels, so that it covers the preparation of the picture, too."""

@@ -168,7 +168,9 @@ class Conversation:
         else:
             source = self._front_end.question_source
             text = clip_text(question, len(self.images), self._answerer.template, source)
-            (pictures,) = self._front_end.compress([self.images], [text], [budget])
+            reads_words = self._front_end.reads_words
+            words = [self._answerer.embed_words(question)] if reads_words else None
+            (pictures,) = self._front_end.compress([self.images], [text], [budget], words)
         blocks = blocks_of(pictures)
         if first:
             added = blocks

@@ -166,7 +166,7 @@ def _pack(key: str, arrays: Arrays) -> bytes | None:
     if not all(np.isfinite(value).all() for value in small.values()):
         return None
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **small)
+    np.savez(file, **small)
     content = file.getvalue()
     return _digest(key, content) + content
 

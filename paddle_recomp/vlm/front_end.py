@@ -16,7 +16,7 @@ from PIL import Image
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.errors import QuestionError, RecompWarning
+from paddle_recomp.errors import ConfigError, QuestionError, RecompWarning
 from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
 from paddle_recomp.types import StageInfo, Timing, VisualTokens
 
@@ -78,6 +78,11 @@ class VisualFrontEnd:
     stages: tuple[StageInfo, ...]
     """Of the method, in the order of their numbers."""
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether the compressor reads the question's words as the language model embeds them."""
+        return "word_embeds" in self.backend.inputs("compress")
+
     def see(self, images: Sequence[ImageLike]) -> list[SeenImage]:
         """Runs the vision tower over a batch of pictures; each is charged its share of the time.
 
@@ -130,12 +135,15 @@ class VisualFrontEnd:
         images: Sequence[SeenImage | Sequence[SeenImage]],
         texts: Sequence[str],
         budgets: TokenBudget | Sequence[TokenBudget],
+        words: Sequence[np.ndarray] | None = None,
     ) -> list[CompressedPictures]:
         """Compresses the picture or pictures of each question for the text that CLIP reads of it
         (`question_source`), all in one pass; the times are the batch's. With dynamic INT8 the
-        neighbours in a batch have a little influence, as they have on `see`.
+        neighbours in a batch have a little influence, as they have on `see`. `words` are those of
+        each question, [W_i, D], for a compressor that reads them (`reads_words`).
 
-        Raises: QuestionError, ConfigError (budget), FeatureError."""
+        Raises: QuestionError, FeatureError; ConfigError for an impossible budget, or words that the
+        compressor reads and nobody gave."""
         check_count(images, texts)
         pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
         counts = [len(some) for some in pictures]
@@ -147,7 +155,7 @@ class VisualFrontEnd:
             for pair in (budget.bounds(some[0].num_patches, len(some)) if some else [])
         ]
         seen = [image for some in pictures for image in some]
-        compressed, timing = self._compress(seen, texts, counts, bounds)
+        compressed, timing = self._compress(seen, texts, counts, bounds, words)
         parts = iter(compressed)
         return [
             CompressedPictures(tuple(islice(parts, count)), self.stages, timing) for count in counts
@@ -159,12 +167,23 @@ class VisualFrontEnd:
         texts: Sequence[str],
         counts: Sequence[int],
         bounds: Sequence[tuple[int, int]],
+        words: Sequence[np.ndarray] | None,
     ) -> tuple[list[VisualTokens], Timing]:
         """All pictures of all texts, of which text i has the next `counts[i]`."""
         if not images:
             return [], Timing()
         start = time.perf_counter()
-        text_embeds = self._text_embeds(texts)
+        reads = self.backend.inputs("compress")
+        asked: dict[str, np.ndarray] = {}
+        if "text_embeds" in reads:
+            asked["text_embeds"] = self._text_embeds(texts)
+        if self.reads_words:
+            if words is None:
+                raise ConfigError(
+                    "the compressor reads the question's words, which the language model embeds; "
+                    "ask a VLM, which has one"
+                )
+            asked["word_embeds"], asked["word_mask"] = pad_words(words)
         text_done = time.perf_counter()
         outputs = self.backend.run(
             "compress",
@@ -173,7 +192,7 @@ class VisualFrontEnd:
                     name: np.concatenate([seen.features[name] for seen in images])
                     for name in images[0].features
                 },
-                "text_embeds": np.repeat(text_embeds, counts, axis=0),
+                **{name: np.repeat(value, counts, axis=0) for name, value in asked.items()},
                 "token_bounds": np.array(bounds, dtype=np.int64),
             },
         )
@@ -191,6 +210,16 @@ class VisualFrontEnd:
                 stacklevel=2,
             )
         return self.backend.run("text", {"question_ids": ids})["text_embeds"]
+
+
+def pad_words(words: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Words [W_i, D] of several questions -> word_embeds [B, W, D] float32, zeros behind the last
+    word, and word_mask [B, W] bool."""
+    lengths = np.array([len(one) for one in words])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    embeds = np.zeros((*mask.shape, words[0].shape[1]), dtype=np.float32)
+    embeds[mask] = np.concatenate(words)
+    return embeds, mask
 
 
 def check_count(images: Sequence[object], texts: Sequence[str]) -> None:

@@ -174,6 +174,10 @@ def load_front_end(
     if cache is None:
         return front_end
     tower = f"{tower_checksum(model)} {backend} {precision} {device}"
+    if isinstance(model, Checkpoint):
+        # A bundle's vision graph has both in it.
+        switches = (config or CompressionConfig()).towers
+        tower = f"{tower} {switches} {front_end.backend.inputs('compress')}"
     return replace(front_end, backend=CachedBackend(front_end.backend, cache, tower))
 
 
@@ -253,6 +257,12 @@ def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
     if exported == asked:
         return
     name = next(name for name in asked if asked[name] != exported.get(name))
+    others = [one for one in bundle.compressors if config_of(bundle.choose(one)) == config]
+    if others:
+        raise ConfigError(
+            f"{bundle.folder} compresses by {bundle.compressor!r} unless it is told otherwise; its "
+            f"compressor {others[0]!r} is the one asked for: --compress {others[0]}"
+        )
     if bundle.folder == demo_bundle_folder():
         which, remedy = f"the bundle {DEMO!r}", f"--model {DEMO_CHECKPOINT} runs it in Paddle"
     else:

@@ -20,6 +20,7 @@ from paddle_recomp.errors import BundleError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import Turn, clip_text, load_image, render
 from paddle_recomp.vlm.answering import Answerer
+from paddle_recomp.vlm.front_end import pad_words
 
 Arrays = Mapping[str, np.ndarray]
 WHOLE = "pipeline"
@@ -62,7 +63,8 @@ class Player:
         """Everything from the picture to the answer. Each step reads what `given` has in place of
         what the step before it gave, so that a difference shows in the step that makes it.
 
-        Raises: ImageError, FeatureError; BundleError for a compressor that reads words."""
+        Raises: ImageError, FeatureError; BundleError for a compressor that reads words where there
+        is no language model to embed them."""
         bundle, own, given = self.bundle, dict[str, np.ndarray](), given or {}
         towers = self._backend(bundle.compressor)
         prompt = render(bundle.template, [Turn(question, images=1)])
@@ -74,11 +76,8 @@ class Player:
         own |= towers.run("vision", {"pixel_values": (own | given)["pixel_values"]})
         own |= towers.run("text", {"question_ids": (own | given)["question_ids"]})
         inputs = bundle.compressors[compressor].graph.inputs
-        if words := set(inputs) & {*FROM_THE_LANGUAGE_MODEL}:
-            raise BundleError(
-                f"{bundle.folder}: the compressor {compressor!r} reads {', '.join(sorted(words))}; "
-                "golden cases are without"
-            )
+        if set(inputs) & {*FROM_THE_LANGUAGE_MODEL}:
+            own["word_embeds"], own["word_mask"] = self._words(question, compressor)
         wanted = {name: (own | given)[name] for name in inputs}
         own |= self._backend(compressor).run("compress", wanted)
         answer = None
@@ -91,6 +90,16 @@ class Player:
                 max_new_tokens,
             )
         return Played(own, prompt, answer)
+
+    def _words(self, question: str, compressor: str) -> tuple[np.ndarray, np.ndarray]:
+        """word_embeds [1, W, D] and word_mask [1, W] of a question."""
+        if self.model is None:
+            raise BundleError(
+                f"{self.bundle.folder}: the compressor {compressor!r} reads words that a language "
+                "model embeds, which the bundle does not have"
+            )
+        answerer = Answerer(self.model, self.words, self.bundle.template)
+        return pad_words([answerer.embed_words(question)])
 
     def _answer(
         self, model: LanguageModel, ids: np.ndarray, tokens: np.ndarray, max_new_tokens: int

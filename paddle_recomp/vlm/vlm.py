@@ -177,7 +177,9 @@ class VLM:
             render(template, [Turn(question, images=count)])
             for question, count in zip(asked, counts, strict=True)
         ]
-        compressed = self.front_end.compress(pictures, texts, budgets)
+        reads_words = self.front_end.reads_words
+        words = [self.answerer.embed_words(one) for one in asked] if reads_words else None
+        compressed = self.front_end.compress(pictures, texts, budgets, words)
         return [
             VisualPrompt(text, replace(one, timing=replace(one.timing, vision=seconds)))
             for text, one in zip(prompts, compressed, strict=True)

@@ -98,15 +98,21 @@ def test_the_help_of_all_commands_loads_no_tools() -> None:
         assert any(line.startswith(f"  {name} ") for line in shown)
 
 
-@pytest.mark.parametrize("missing", ["paddle", "onnx"])
 @pytest.mark.parametrize(
-    "arguments", [("export", "--out", "x"), ("verify", "x", "--model", "demo")]
+    ("missing", "arguments"),
+    [
+        ("paddle", ["export", "--out", "x"]),
+        ("paddle2onnx", ["export", "--out", "x"]),
+        ("onnx", ["export", "--out", "x"]),
+        ("paddle", ["verify", "x", "--model", "demo"]),
+        ("onnx", ["verify", "x", "--model", "demo"]),
+    ],
 )
 def test_without_the_extras_it_is_one_line_that_names_them(
-    missing: str, arguments: tuple[str, ...], installed: Path
+    missing: str, arguments: list[str], installed: Path
 ) -> None:
     done = recomp(installed, *arguments, hidden=(missing,))
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stdout
     (line,) = done.stderr.splitlines()
     assert "pip install 'paddle-recomp[paddle,export]'" in line
     assert missing in line

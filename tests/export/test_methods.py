@@ -24,6 +24,7 @@ from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import VisionFeatures
 from paddle_recomp.vlm.loading import config_of
 from tests.compressor.conftest import random_vision
+from tests.compressor.everything import EVERYTHING
 
 ROOT = Path(__file__).parents[2]
 CASES: dict[str, CompressionConfig] = {
@@ -43,9 +44,13 @@ from pathlib import Path
 from export.convert import convert_layer
 from export.graphs import build
 from paddle_recomp.vlm.loading import find_checkpoint
+from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.compression.registry import METHODS
+from tests.compressor.everything import EVERYTHING
 from tests.export.test_methods import CASES
+METHODS[EVERYTHING.name] = EVERYTHING
 checkpoint = find_checkpoint(sys.argv[1], sys.argv[2])
-for name, config in CASES.items():
+for name, config in {**CASES, EVERYTHING.name: CompressionConfig(EVERYTHING.name)}.items():
     layer = build("compress", checkpoint, config)
     model = convert_layer("compress", layer, checkpoint.spec, Path(sys.argv[3]))
     Path(sys.argv[3], f"{name}.onnx").write_bytes(model.SerializeToString())
@@ -62,11 +67,16 @@ def graphs(golden_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFacto
 
 
 def run_both(
-    layer: Any, session: Any, vision: VisionFeatures, text: Any, budget: TokenBudget
+    layer: Any,
+    session: Any,
+    vision: VisionFeatures,
+    text: Any,
+    budget: TokenBudget,
+    **others: Any,
 ) -> None:
     batch, size = vision.visual_score.shape
     bounds = paddle.to_tensor(budget.bounds(size) * batch, dtype="int64")
-    given = {**vision._asdict(), "text_embeds": text, "token_bounds": bounds}
+    given = {**vision._asdict(), "text_embeds": text, "token_bounds": bounds, **others}
     inputs = {name: given[name] for name in layer.signature.inputs}
     names = OUTPUTS["compress"]
     with paddle.no_grad():
@@ -100,6 +110,28 @@ def test_a_method_agrees_with_itself(
             run_both(layer, session, vision, text, budget)
             # Constant scores: nothing passes the filter, everything is a tie.
             run_both(layer, session, flat, text, budget)
+
+
+def test_every_input_of_the_closed_list_is_exported(
+    graphs: Path, golden_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also words, whose number is dynamic."""
+    monkeypatch.setitem(METHODS, EVERYTHING.name, EVERYTHING)
+    layer = build("compress", golden_checkpoint, CompressionConfig(EVERYTHING.name))
+    session = onnxruntime.InferenceSession(
+        str(graphs / f"{EVERYTHING.name}.onnx"), providers=["CPUExecutionProvider"]
+    )
+    tower, width = golden_checkpoint.spec.vision, golden_checkpoint.spec.language.hidden_size
+    for batch, length in ((1, 3), (3, 7)):
+        vision, text = random_vision(
+            batch, batch, tower.num_patches, tower.hidden_size, tower.projection_dim
+        )
+        vision = vision._replace(layer_score=vision.visual_score * 0.5)
+        words = paddle.rand([batch, length, width])
+        mask = paddle.arange(length) < paddle.full([batch, 1], length - 1)
+        for budget in BUDGETS:
+            given = {"word_embeds": words, "word_mask": mask}
+            run_both(layer, session, vision, text, budget, **given)
 
 
 def test_another_preset_makes_another_bundle(demo_bundle: Bundle, tmp_path: Path) -> None:

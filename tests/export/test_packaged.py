@@ -95,7 +95,7 @@ def test_what_was_exported_otherwise_is_the_checkpoints(
 
 def test_a_lost_bundle_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Never the checkpoint in its place."""
-    monkeypatch.setattr("paddle_recomp.vlm.loading.demo_folder", lambda: tmp_path)
+    monkeypatch.setattr("paddle_recomp.vlm.demo.demo_folder", lambda: tmp_path)
     with pytest.raises(BundleNotFoundError, match=r"recomp\.json"):
         find(DEMO)
 

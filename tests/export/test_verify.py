@@ -78,7 +78,7 @@ def test_a_flipped_weight_fails(
     assert (graph, name) in {(row.stage, row.name) for row in broken}
     if graph == "vision":
         report = tmp_path / "report.json"
-        assert main(["verify", str(copy), "--json", str(report), "--quiet"]) == 1
+        assert main(["verify", str(copy), "--model", "demo", "--json", str(report), "--quiet"]) == 1
         assert not json.loads(report.read_text())["passed"]
         out = capsys.readouterr().out
         assert "FAILED" in out

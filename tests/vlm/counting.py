@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
+from paddle_recomp.bundle.contract import Graph, signatures
 from paddle_recomp.vlm.vlm import VLM
 
 
@@ -20,12 +20,16 @@ class CountingBackend:
         self.runs: Counter[str] = Counter()
         self.images = 0
 
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        return self.backend.inputs(graph)
+
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.runs[graph] += 1
         self.images += len(inputs["pixel_values"]) if graph == "vision" else 0
-        assert set(inputs) == set(INPUTS[graph])
+        expected = signatures(self.backend.inputs("compress"))[graph]
+        assert set(inputs) == set(expected.inputs)
         outputs = self.backend.run(graph, inputs)
-        assert tuple(outputs) == OUTPUTS[graph]
+        assert tuple(outputs) == expected.outputs
         return outputs
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paddle_recomp.bundle.contract import OUTPUTS, Graph
+from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
+from paddle_recomp.compression.config import preset
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.preprocess import load_image
@@ -219,6 +220,9 @@ class Tower:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
+    def inputs(self, graph: Graph) -> tuple[str, ...]:
+        return INPUTS[graph]
+
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         pixels = inputs["pixel_values"]
         self.batches.append(len(pixels))
@@ -277,3 +281,14 @@ def test_float16_chooses_the_same_tokens(budget: TokenBudget, tmp_path: Path) ->
         same += np.array_equal(expected.compressed[0].index, found.compressed[0].index)
     assert (exact[one.picture].features["keys"] != halved[one.picture].features["keys"]).any()
     assert same == len(asked)
+
+
+def test_switches_of_the_towers_have_features_of_their_own() -> None:
+    picture, cache = next(iter(demo_pictures())), FeatureCache()
+    load_front_end(find_checkpoint("demo"), cache=cache).see([picture])
+    (shared,) = load_front_end(find_checkpoint("demo"), preset("faithful"), cache=cache).see(
+        [picture]
+    )
+    (alone,) = load_front_end(find_checkpoint("demo"), preset("faithful")).see([picture])
+    for name, value in alone.features.items():
+        np.testing.assert_array_equal(shared.features[name], value, err_msg=name)
