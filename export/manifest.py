@@ -11,7 +11,7 @@ from typing import Any
 
 from paddle_recomp import __version__
 from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, write_checksums
-from paddle_recomp.bundle.contract import Graph, signatures
+from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
 from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, LanguageTokenizer
@@ -52,10 +52,13 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
         },
         # `question.source` is the home of the other switch.
         "towers": {k: v for k, v in asdict(plan.config.towers).items() if k != "question_source"},
-        "graphs": {graph: _graph(graph, checkpoint, plan) for graph in _graphs(plan.fused)},
+        "graphs": {
+            graph: _graph(graph, plan.signatures[graph], checkpoint)
+            for graph in _graphs(plan.fused)
+        },
         "compress": {
             "default": plan.config.method,
-            "graphs": {plan.config.method: _compressor(checkpoint, plan)},
+            "graphs": {name: _compressor(checkpoint, plan, name) for name in plan.compressors},
         },
         "language_model": {"name": name, "projector_sha256": projector_checksum(checkpoint)},
     }
@@ -96,19 +99,25 @@ def _prompt(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _compressor(checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, Any]:
+def _compressor(checkpoint: Checkpoint, plan: ExportPlan, name: str) -> dict[str, Any]:
+    method = get_method(name)
+    signature = signatures(method.graph_inputs)["compress"]
     return {
-        **_graph("compress", checkpoint, plan),
-        "method": plan.config.method,
-        "options": asdict(plan.config.options),
-        "stages": [asdict(stage) for stage in get_method(plan.config.method).stages],
+        **_graph(stem_of(plan, name), signature, checkpoint),
+        "method": name,
+        "options": asdict(plan.compressors[name].options),
+        "stages": [asdict(stage) for stage in method.stages],
     }
 
 
-def _graph(graph: Graph, checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, Any]:
-    signature = signatures(get_method(plan.config.method).graph_inputs)[graph]
+def stem_of(plan: ExportPlan, compressor: str) -> str:
+    """The name of a compressor's files, without their endings."""
+    return "compress" if compressor == plan.config.method else f"compress_{compressor}"
+
+
+def _graph(stem: str, signature: Signature, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
-        "file": f"{graph}.onnx",
+        "file": f"{stem}.onnx",
         "data": None,
         "inputs": [_tensor(key, checkpoint) for key in signature.inputs],
         "outputs": [_tensor(key, checkpoint) for key in signature.outputs],
@@ -138,7 +147,7 @@ def describe_paddle(plan: ExportPlan) -> dict[str, Any]:
     return {
         "precisions": [name for name in PADDLE_PRECISIONS if name != "int8"],
         "graphs": {graph: files(graph) for graph in _graphs(plan.fused)},
-        "compress": {plan.config.method: files("compress")},
+        "compress": {name: files(stem_of(plan, name)) for name in plan.compressors},
     }
 
 

@@ -29,6 +29,7 @@ from .manifest import (
     describe_paddle_int8,
     describe_quantisation,
     metadata_of,
+    stem_of,
     write_manifest,
 )
 from .paddle_int8 import quantise_for_paddle
@@ -58,7 +59,7 @@ class Work:
     def job(self, graph: Graph, *, onnx: bool = True, compressor: str | None = None) -> Job:
         """The conversion of a graph, to Paddle Inference where the plan asks for it; `compressor`
         names one beside the default."""
-        stem = graph if compressor is None else f"{graph}_{compressor}"
+        stem = graph if compressor is None else stem_of(self.plan, compressor)
         config = self.plan.compressors[compressor or self.plan.config.method]
         return Job(
             graph=graph,

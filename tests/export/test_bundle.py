@@ -1,21 +1,20 @@
-"""Reading a bundle: every damage is one clear error that names the file and the reason."""
+"""A fresh bundle: it answers as its checkpoint does, and the light install runs it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paddle_recomp.bundle import FORMAT, MANIFEST, Bundle, open_bundle
+from paddle_recomp.bundle import MANIFEST, Bundle
 from paddle_recomp.commands.main import main
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.errors import BundleError, BundleNotFoundError, ConfigError
+from paddle_recomp.errors import BundleError, ConfigError
 from paddle_recomp.vlm.demo import demo_folder, demo_pictures
 from paddle_recomp.vlm.loading import find, find_checkpoint, load, load_front_end
 from tests.hiding import recomp_without
@@ -27,74 +26,6 @@ QUESTION = "what digit is red?"
 
 def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MANIFEST).read_text())
-
-
-def change_byte(folder: Path, name: str) -> None:
-    data = bytearray((folder / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
-
-
-def rename_listed(folder: Path, name: str) -> None:
-    files = manifest(folder)["files"]
-    files[name] = files.pop("text.onnx")
-    edit(folder, files=files)
-
-
-def without(folder: Path, part: str, key: str) -> None:
-    fields = manifest(folder)[part]
-    del fields[key]
-    edit(folder, **{part: fields})
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a changed byte": (lambda f: change_byte(f, "vision.onnx"), r"vision\.onnx was changed"),
-    "a cut file": (lambda f: (f / "text.onnx").write_bytes(b"x"), r"text\.onnx was changed"),
-    "a missing file": (lambda f: (f / "compress.onnx").unlink(), r"compress\.onnx"),
-    "a changed tokenizer": (lambda f: change_byte(f, "clip/tokenizer.json"), r"tokenizer\.json"),
-    "no manifest": (lambda f: (f / MANIFEST).unlink(), "not a bundle"),
-    "no JSON": (lambda f: (f / MANIFEST).write_text("{"), "is not JSON"),
-    "a list": (lambda f: (f / MANIFEST).write_text("[]"), "expected a JSON object"),
-    "a newer format": (lambda f: edit(f, format=FORMAT + 1), rf"format {FORMAT + 1}.*{FORMAT}"),
-    "no format": (lambda f: edit(f, format=None), "format"),
-    "another precision": (lambda f: edit(f, precision="int3"), r"int3.*fp32"),
-    "an edited number": (lambda f: edit(f, sealed=False, precision="fp16"), "changed after"),
-    "a way out": (lambda f: rename_listed(f, "../text.onnx"), r"\.\./text\.onnx"),
-    "a way in": (lambda f: rename_listed(f, "clip/../../text.onnx"), "not inside"),
-    "an absolute name": (lambda f: rename_listed(f, "/etc/passwd"), "/etc/passwd"),
-    "another drive": (lambda f: rename_listed(f, "C:\\x"), "not inside"),
-    "an unlisted graph": (lambda f: rename_listed(f, "recomp.json"), r"recomp\.json|listed"),
-    "a missing switch": (lambda f: without(f, "compression", "members"), "members"),
-    "a missing mean": (lambda f: without(f, "image", "mean"), "mean"),
-    "a missing graph": (lambda f: without(f, "graphs", "compress"), "compress"),
-    "an unknown switch": (
-        lambda f: edit(f, compression={**manifest(f)["compression"], "colour": 1}),
-        "colour",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_bundle_is_one_clear_error(
-    name: str, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    damage, says = DAMAGES[name]
-    damage(copy)
-    with pytest.raises(BundleError, match=says) as raised:
-        open_bundle(copy).verify()
-    assert "\n" not in str(raised.value)
-    if (copy / MANIFEST).is_file():
-        assert main(["info", str(copy)]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_not_found_is_also_file_not_found(copy: Path, tmp_path: Path) -> None:
-    for error in (BundleNotFoundError, FileNotFoundError):
-        with pytest.raises(error):
-            open_bundle(tmp_path / "nothing")
-    (copy / "text.onnx").unlink()
-    with pytest.raises(BundleNotFoundError, match=r"text\.onnx"):
-        open_bundle(copy)
 
 
 def test_a_folder_is_known_by_what_is_in_it(demo_bundle: Bundle) -> None:
