@@ -15,7 +15,7 @@ demo: $(READY)
 # What `recomp ask` answers with when no other model is named.
 PACKAGED := paddle_recomp/assets/demo/bundle
 demo-bundle: $(READY)
-	$(BIN)/python -m export --model demo --precision int8 --out $(PACKAGED)
+	$(BIN)/python -m export --model demo --precision int8 --golden --out $(PACKAGED)
 	$(BIN)/python -m export verify $(PACKAGED) --model demo --quiet
 
 test: lint
