@@ -45,7 +45,7 @@ class Reader:
                 raise ValueError(f"{name} reads {unknown}, which this reader does not know")
         question, prompt = self.recomp["question"], self.recomp["prompt"]
         self.clip = Tokenizer.from_str(self.read(question["tokenizer"]).decode())
-        self.words = Tokenizer.from_str(self.read(prompt["tokenizer"]).decode())
+        self.words_tokenizer = Tokenizer.from_str(self.read(prompt["tokenizer"]).decode())
         self.sessions: dict[str, Any] = {}
 
     def read(self, name: str) -> bytes:
@@ -96,7 +96,8 @@ class Reader:
         y, x = max(-top, 0), max(-left, 0)
         cut[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
         values = (cut.astype(np.float64) * image["rescale"]).astype(np.float32)
-        values = (values - np.float32(image["mean"])) / np.float32(image["std"])
+        mean, std = (np.array(image[name], np.float32) for name in ("mean", "std"))
+        values = (values - mean) / std
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
     def question_ids(self, question: str) -> Any:
@@ -124,14 +125,16 @@ class Reader:
         has_token = about["image_token_id"] is not None
         for number, piece in enumerate([prompt] if has_token else prompt.split(PLACE)):
             ids += [picture] * (number > 0)
-            ids += self.words.encode(piece, add_special_tokens=False).ids
+            ids += self.words_tokenizer.encode(piece, add_special_tokens=False).ids
         return [picture if number == about["image_token_id"] else number for number in ids]
 
     def text(self, ids: list[int]) -> str:
         """The text of an answer."""
         silent = {*self.recomp["prompt"]["silent_ids"]}
-        kept = [n for n in ids if n not in silent and self.words.id_to_token(n) is not None]
-        return str(self.words.decode(kept, skip_special_tokens=False)).strip()
+        kept = [
+            n for n in ids if n not in silent and self.words_tokenizer.id_to_token(n) is not None
+        ]
+        return str(self.words_tokenizer.decode(kept, skip_special_tokens=False)).strip()
 
     def visual_tokens(self, arrays: dict[str, Any], compressor: str) -> dict[str, Any]:
         """All arrays up to the visual tokens, from pixel_values, question_ids and token_bounds."""
@@ -139,20 +142,31 @@ class Reader:
             arrays = {**arrays, **self.run(graph, arrays)}
         return arrays
 
+    def words(self, question: str) -> dict[str, Any]:
+        """The words of a question, for a compressor that reads them."""
+        text = question.strip().replace(PLACE, " ").strip()
+        ids = self.words_tokenizer.encode(text, add_special_tokens=False).ids
+        table = np.load(self.folder / self.recomp["decoder"]["embed_tokens"], mmap_mode="r")
+        return {
+            "word_embeds": table[ids].astype(np.float32)[None],
+            "word_mask": np.ones((1, len(ids)), dtype=bool),
+        }
+
     def answer(self, ids: list[int], tokens: Any, longest: int) -> tuple[list[int], Any]:
         """The greedy answer to a prompt with visual tokens [M, D]: its ids, the first logits."""
         about = self.recomp["decoder"]
         session = self.sessions.setdefault("decoder", self.session(about))
         self.read(about["embed_tokens"])
         table = np.load(self.folder / about["embed_tokens"], mmap_mode="r")
-        rows = [tokens if n == -200 else np.float32(table[n])[None] for n in ids]
+        rows = [tokens if n == -200 else table[n : n + 1].astype(np.float32) for n in ids]
         embeds, past = np.concatenate(rows)[None], 0
         shape = (1, about["num_kv_heads"], len(embeds[0]) + longest, about["cache_width"])
         kinds = [f"{n}.{kind}" for n in range(about["num_layers"]) for kind in ("key", "value")]
         cache = {f"past_key_values.{kind}": np.zeros(shape, np.float32) for kind in kinds}
         names, found, first = ["logits", *(f"present.{kind}" for kind in kinds)], list[int](), None
         while True:
-            lengths = {"lengths": np.int32([len(embeds[0])]), "past_lengths": np.int32([past])}
+            sizes = {"lengths": len(embeds[0]), "past_lengths": past}
+            lengths = {name: np.array([size], np.int32) for name, size in sizes.items()}
             logits, *present = session.run(names, {"inputs_embeds": embeds, **lengths, **cache})
             first = logits if first is None else first
             past += len(embeds[0])
@@ -163,7 +177,7 @@ class Reader:
             found.append(best)
             if len(found) == longest:
                 return found, first
-            embeds = np.float32(table[best])[None, None]
+            embeds = table[None, best : best + 1].astype(np.float32)
 
 
 def resized(pixels: Any, axis: int, length: int) -> Any:
@@ -221,6 +235,8 @@ def replay(folder: Path) -> tuple[list[str], int, int]:
             reader.read(name)
         recorded = {name: np.load(folder / file) for name, file in case["arrays"].items()}
         own: dict[str, Any] = {"token_bounds": np.array([case["token_bounds"]])}
+        if "word_embeds" in recorded:
+            own |= reader.words(case["question"])
         reader.read(case["picture"])
         own["pixel_values"] = reader.pixel_values(folder / case["picture"])
         own["question_ids"] = reader.question_ids(case["question"])

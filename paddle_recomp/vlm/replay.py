@@ -65,7 +65,7 @@ class Player:
 
         Raises: ImageError, FeatureError; BundleError for a compressor that reads words where there
         is no language model to embed them."""
-        bundle, own, given = self.bundle, dict[str, np.ndarray](), given or {}
+        bundle, own, given = self.bundle, dict[str, np.ndarray](), dict(given or {})
         towers = self._backend(bundle.compressor)
         prompt = render(bundle.template, [Turn(question, images=1)])
         text = clip_text(question, 1, bundle.template, bundle.question_source)

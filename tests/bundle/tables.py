@@ -99,7 +99,7 @@ def filled(text: str) -> str:
     for name, table in parts.items():
         pattern = rf"<!-- {name} -->\n.*?<!-- end -->"
         new = f"<!-- {name} -->\n{table}\n<!-- end -->"
-        text, count = re.subn(pattern, lambda _, new=new: new, text, count=1, flags=re.DOTALL)
+        text, count = re.subn(pattern, new.replace("\\", r"\\"), text, count=1, flags=re.DOTALL)
         assert count == 1, f"docs/bundle.md has no place for the table {name!r}"
     return text
 

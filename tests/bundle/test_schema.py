@@ -67,7 +67,7 @@ def places(
             continue
         found = resolve(child, defs)
         yield (*path, key), found, required
-        yield from places(found, value[key], (*path, key), defs)  # type: ignore[index]
+        yield from places(found, value[key], (*path, key), defs)
 
 
 def all_places(schema: str) -> list[tuple[tuple[str | int, ...], Schema, bool]]:
