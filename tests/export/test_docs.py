@@ -1,4 +1,4 @@
-"""The program of docs/onnx.md, exactly as it stands there, where only its imports exist."""
+"""The program of docs/bundle.md, exactly as it stands there, where only its imports exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paddle_recomp.config import TokenBudget
 from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
 from tests.hiding import without
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle.md"
 QUESTION = "What color is the Circle?"
 
 HIDE = without("paddle", "paddlenlp", "paddle_recomp", "export", "onnx")
