@@ -7,18 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import pytest
 
-from paddle_recomp.commands.main import main
 from paddle_recomp.vlm.demo import demo_bundle_folder
-from paddle_recomp.vlm.loading import load
-from tests.test_structure import FLOORS
+from tests.test_structure import FLOORS, WAY
 
 ROOT = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent
@@ -35,15 +31,6 @@ ELSEWHERE = {
     "recomp verify build/bundle --model": "takes a minute; tests/export/test_verify.py runs it",
 }
 """Commands that are not run here, by how they begin, and why not."""
-PLUMBING = {
-    "config.py",
-    "types.py",
-    "backends/base.py",
-    "backends/sessions.py",
-    "llm/base.py",
-    "vlm/latency.py",
-}
-"""What else a picture or a question meets: plain data, checks and clocks."""
 
 
 class Block(NamedTuple):
@@ -170,29 +157,7 @@ def test_the_map_has_every_room() -> None:
         assert (ROOT / path).is_dir(), path
 
 
-def test_a_question_passes_through_the_files_of_the_map() -> None:
-    """The map names at most 15 files, and once a model is loaded no other file takes part."""
-    way = set(re.findall(r"`([a-z_]+/[a-z_]+\.py)`", README.partition("## Find your way")[2]))
-    assert len(way) <= 15
-    picture = ROOT / "paddle_recomp" / "assets" / "pictures" / "scene_5.png"
-    question = "where is the star?"
-    assert way <= files_run(lambda: main(["ask", str(picture), question]))
-    vlm = load("demo")
-    assert files_run(lambda: vlm.ask(picture, question)) - way <= PLUMBING
-
-
-def files_run(function: Callable[[], object]) -> set[str]:
-    """The files of the library of which a function runs while another does."""
-    library, found = f"{ROOT / 'paddle_recomp'}{os.sep}", set()
-
-    def note(frame: FrameType, event: str, _: object) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_name != "<module>":
-            found.add(code.co_filename)
-
-    sys.setprofile(note)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return {name.removeprefix(library) for name in found if name.startswith(library)}
+def test_the_map_names_the_way_of_a_question() -> None:
+    """The structure's tests trace it."""
+    named = re.findall(r"`([a-z_]+/[a-z_]+\.py)`", README.partition("## Find your way")[2])
+    assert sorted(named) == sorted(WAY)
