@@ -1,4 +1,5 @@
-"""What a model costs on this machine, by token budget, for a first and for a second question.
+"""The time and memory of a model on this machine, by token budget, for a first and a second
+question.
 
 report = bench(load("build/bundle"), "street.jpg")
 for row in report.rows:

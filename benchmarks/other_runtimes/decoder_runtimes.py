@@ -1,6 +1,7 @@
 """The decoder in ONNX Runtime, as `recomp` runs it, against other runtimes with the same weights.
 
-    python -m benchmarks.decoder_runtimes build/checkpoints/tiny-llava-1.1b --folder build/runtimes
+    python -m benchmarks.other_runtimes.decoder_runtimes build/checkpoints/tiny-llava-1.1b \
+        --folder build/runtimes
 
 The others are no part of the project; those that are not installed say so in their lines. An
 environment that has them:
@@ -36,8 +37,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from benchmarks.decoder import PROMPTS, STEPS
-from benchmarks.genai_decoder import GenaiDecoder, stand_in, write_genai
-from benchmarks.openvino_decoder import FILE, OnnxInOpenVino, OpenVinoDecoder, write_openvino
+from benchmarks.other_runtimes.genai_decoder import GenaiDecoder, stand_in, write_genai
+from benchmarks.other_runtimes.openvino_decoder import (
+    FILE,
+    OnnxInOpenVino,
+    OpenVinoDecoder,
+    write_openvino,
+)
 from export.decoder.write import EMBEDDING, GRAPH, write_decoder
 from export.parity import mean_cosine
 from paddle_recomp.bundle import DecoderInfo
@@ -198,7 +204,13 @@ def in_own_process(row: Row, folder: Path, threads: int, repeats: int) -> Found 
         return f"not installed: {', '.join(absent)}"
     logits = folder / "logits.npy"
     about = json.dumps([asdict(row), str(folder), threads, repeats, str(logits)])
-    command = [sys.executable, "-m", "benchmarks.decoder_runtimes", "--measure", about]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.other_runtimes.decoder_runtimes",
+        "--measure",
+        about,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
