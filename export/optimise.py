@@ -222,14 +222,18 @@ def finish(graph: OnnxGraph, prefix: str, weights: dict[str, str]) -> None:
     """Gives everything a name that does not depend on how it was traced.
 
     `weights` maps the tracer's names of parameters to the checkpoint's. Values, other constants
-    and nodes are numbered; a node that applies a weight carries the weight's name."""
+    and nodes are numbered; a node that applies a weight carries the weight's name, and a number too
+    where another node applies the same weight."""
+    taken: set[str] = set()
     names = {item.name: item.name for item in graph.inputs}
     names |= {name: info.name for name, info in graph.outputs.items()}
     for name in graph.constants:
         names[name] = weights.get(name, f"{prefix}.constant_{len(names)}")
     for number, node in enumerate(graph.nodes):
         label = next((names[i] for i in node.input if i in weights), None)
-        node.name = f"{prefix}.{label or number}.{node.op_type}"
+        name = f"{prefix}.{label or number}.{node.op_type}"
+        node.name = f"{name}_{number}" if name in taken else name
+        taken.add(node.name)
         for place, name in enumerate(node.output):
             names.setdefault(name, f"{prefix}.value_{number}_{place}" if name else "")
         for place, name in enumerate(node.input):
