@@ -130,11 +130,11 @@ class Reader:
 
     def text(self, ids: list[int]) -> str:
         """The text of an answer."""
-        silent = {*self.recomp["prompt"]["silent_ids"]}
+        silent, words = {*self.recomp["prompt"]["silent_ids"]}, self.words_tokenizer
         kept = [
             n for n in ids if n not in silent and self.words_tokenizer.id_to_token(n) is not None
         ]
-        return str(self.words_tokenizer.decode(kept, skip_special_tokens=False)).strip()
+        return str(words.decode(kept, skip_special_tokens=False)).strip()
 
     def visual_tokens(self, arrays: dict[str, Any], compressor: str) -> dict[str, Any]:
         """All arrays up to the visual tokens, from pixel_values, question_ids and token_bounds."""

@@ -3,29 +3,62 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
-from paddle_recomp.bundle import MANIFEST, Bundle
+from export.build import export_bundle
+from paddle_recomp.bundle import SUMS, Bundle, open_bundle
+from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.commands.main import main
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError
-from paddle_recomp.vlm.demo import demo_folder, demo_pictures
+from paddle_recomp.vlm.demo import demo_bundle_folder, demo_folder, demo_pictures
 from paddle_recomp.vlm.loading import find, find_checkpoint, load, load_front_end
 from tests.hiding import recomp_without
 
-from .conftest import edit
+from .conftest import edit, graphs_of
 
 QUESTION = "what digit is red?"
 
 
-def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text())
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_files_that_a_reader_reads_are_in_it(demo_bundle: Bundle) -> None:
+    assert files(demo_bundle.folder) == {*demo_bundle.sizes, SUMS}
+    packaged = open_bundle(demo_bundle_folder())
+    assert files(packaged.folder) == {*packaged.sizes, *golden_files(packaged), SUMS}
+
+
+def test_golden_cases_and_tokenizers_are_written_whatever_the_checkpoint_has(
+    demo_bundle: Bundle, tmp_path: Path
+) -> None:
+    """CLIP's tokenizer comes from vocab.json and merges.txt here."""
+    shutil.copytree(demo_folder() / "llava", tmp_path / "llava")
+    shutil.copytree(demo_folder() / "clip", tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer.json").unlink()
+    with graphs_of(demo_bundle):
+        bundle = export_bundle(
+            tmp_path / "llava", tmp_path / "bundle", tmp_path / "clip", golden=True
+        )
+    assert files(bundle.folder) == {*bundle.sizes, *golden_files(bundle), SUMS}
+    for mine, theirs in (
+        (bundle.clip_tokenizer(), demo_bundle.clip_tokenizer()),
+        (bundle.language_tokenizer(), demo_bundle.language_tokenizer()),
+    ):
+        assert mine.to_json().count("added_tokens") == 1
+        assert type(mine) is type(theirs)
+    asked = ["What is this?", "naïve café  CIRCLE's 12", ""]
+    ours, expected = (b.clip_tokenizer().encode(asked, 20)[0] for b in (bundle, demo_bundle))
+    np.testing.assert_array_equal(ours, expected)
+    assert main(["verify", str(bundle.folder), "--quiet"]) == 0
 
 
 def test_a_folder_is_known_by_what_is_in_it(demo_bundle: Bundle) -> None:

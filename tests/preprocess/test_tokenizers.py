@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from paddle_recomp.preprocess import IMAGE_TOKEN, ClipTokenizer, LanguageTokenizer
+from paddle_recomp.preprocess import (
+    IMAGE_TOKEN,
+    ClipTokenizer,
+    LanguageTokenizer,
+    load_tokenizer,
+)
 from paddle_recomp.preprocess import sentencepiece as ours
 
 CLIP: dict[str, Any] = json.loads(
@@ -291,3 +296,40 @@ def test_a_streamed_answer_comes_word_by_word(llama: LanguageTokenizer) -> None:
     assert pieces[0] == ""
     assert "".join(pieces) == "the cat 😀 sat"
     assert sum(bool(piece) for piece in pieces) >= 4
+
+
+def test_a_tokenizer_json_of_what_was_read_gives_the_same_ids(
+    tmp_path: Path, llama: LanguageTokenizer
+) -> None:
+    """A bundle always has one, of whatever the checkpoint has."""
+    slow = ClipTokenizer.from_folder(clip_folder(tmp_path, False))
+    path = tmp_path / "again.json"
+    path.write_text(slow.to_json(), encoding="utf-8")
+    clip = ClipTokenizer(load_tokenizer(path), slow.start_id, slow.end_id)
+    path.write_text(llama.to_json(), encoding="utf-8")
+    words = LanguageTokenizer(
+        load_tokenizer(path),
+        llama.bos_token_id,
+        llama.eos_token_ids,
+        llama.pad_token_id,
+        llama.image_token_id,
+        llama.silent_ids,
+    )
+    assert "truncation" in json.loads(llama.to_json())
+
+    @given(TEXT)
+    @settings(max_examples=300, deadline=None)
+    def check(text: str) -> None:
+        np.testing.assert_array_equal(clip.encode([text], 40)[0], slow.encode([text], 40)[0])
+        ids = llama.encode(text)
+        assert words.encode(text) == ids
+        assert words.decode(ids) == llama.decode(ids)
+
+    check()
+
+
+def test_silent_ids_are_left_out_of_a_text(llama: LanguageTokenizer) -> None:
+    assert llama.silent_ids == (0, 1, 2)
+    ids = llama.encode("the cat")
+    quiet = LanguageTokenizer(ours.build(ours.parse(MODEL, "m")), 1, [2], silent_ids=ids[1:2])
+    assert quiet.decode(ids) == llama.decode(ids[2:])
