@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,33 +69,43 @@ def verify_bundle(
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
-    eager = EagerBackend(checkpoint, config_of(bundle))
-    backends = list(runtimes(bundle))
     prepare = [image_processor(checkpoint), bundle.image_processor]
     tokenizers = [ClipTokenizer.from_folder(checkpoint.clip_dir), bundle.clip_tokenizer()]
     length = checkpoint.spec.text.max_positions
-    stage, rows = "encoder" if "encoder" in bundle.graphs else "pipeline", []
+    given, rows = dict[int, Arrays](), list[Comparison]()
     for batch in BATCHES:
         pictures, questions = load_pictures(images, batch), load_questions(batch)
         pixels, other_pixels = (processor(pictures) for processor in prepare)
         ids, other_ids = (tokenizer.encode(questions, length)[0] for tokenizer in tokenizers)
         rows.append(_difference(batch, "inputs", "pixel_values", pixels, other_pixels, 0.0))
         rows.append(_agreement(batch, "inputs", "question_ids", ids, other_ids, 1.0))
-        inputs: Arrays = {
+        given[batch] = {
             "pixel_values": pixels,
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
         }
-        expected = run_pipeline(eager, inputs)
-        for name, precision, backend in backends:
-            rows += [
-                replace(row, runtime=f"{name} {precision}")
-                for row in compare_with(expected, backend, precision, stage)
-            ]
+    for name in bundle.compressors:
+        rows += _compare_graphs(bundle.choose(name), checkpoint, given.values())
     if bundle.decoder is not None:
         row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
         rows.append(replace(row, runtime=f"onnx {bundle.decoder.precision}"))
     return rows
+
+
+def _compare_graphs(
+    bundle: Bundle, checkpoint: Checkpoint, batches: Iterable[Arrays]
+) -> Iterator[Comparison]:
+    """The graphs of a bundle with the compress graph that is chosen, in every runtime. One that is
+    not the default has its name behind its stages."""
+    eager, backends = EagerBackend(checkpoint, config_of(bundle)), list(runtimes(bundle))
+    stage = "encoder" if "encoder" in bundle.graphs else "pipeline"
+    default = bundle.compressor == next(iter(bundle.compressors))
+    for inputs in batches:
+        expected = run_pipeline(eager, inputs)
+        for name, precision, backend in backends:
+            for row in compare_with(expected, backend, precision, stage):
+                place = row.stage if default else f"{row.stage} ({bundle.compressor})"
+                yield replace(row, runtime=f"{name} {precision}", stage=place)
 
 
 def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, str, Backend]]:
@@ -174,8 +184,8 @@ def compare_kept(expected: Arrays, found: Arrays) -> tuple[float, float]:
 
 
 def _kept(arrays: Arrays, image: int) -> dict[int, int]:
-    """Patch -> row, of the tokens that are one patch: stage 0 for its look, 1 for the question."""
-    rows = np.flatnonzero(np.isin(arrays["token_stage"][image], (0, 1)))
+    """Patch -> row, of the tokens that are one patch."""
+    rows = np.flatnonzero(arrays["token_index"][image] >= 0)
     return {int(arrays["token_index"][image, row]): int(row) for row in rows}
 
 
