@@ -49,7 +49,10 @@ def test_a_plan_is_fixed() -> None:
         ),
         ({"decoder": "none"}, "vision, text, compress, tokenizers, checksums"),
         ({"fused": True}, "vision, text, compress, encoder, decoder, tokenizers, checksums"),
-        ({"precision": "int8"}, "samples, vision, text, compress, int8, decoder, tokenizers, checksums"),
+        (
+            {"precision": "int8"},
+            "samples, vision, text, compress, int8, decoder, tokenizers, checksums",
+        ),
         (
             {"paddle": True, "fused": True},
             "vision, text, compress, encoder, paddle encoder, decoder, tokenizers, checksums",
