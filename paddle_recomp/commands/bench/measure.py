@@ -134,8 +134,9 @@ def bench(
 
     A round before that warms everything up and measures the memory. It begins with the fewest
     tokens, because a runtime keeps the memory that it once took, and it resets the process's record
-    of its peak. `on_answer` is given the number of answers so far and in all. Raises: ConfigError
-    (budget), and as `VLM.ask`."""
+    of its peak. `on_answer` is given the number of answers so far and in all.
+
+    Raises: ConfigError (budget), and as `VLM.ask`."""
     config = config or BenchConfig()
     num_patches = vlm.see(picture).num_patches
     budgets = config.budgets(num_patches)
