@@ -1,4 +1,4 @@
-"""The decoder in ONNX Runtime, as `recomp` runs it, against other runtimes with the same weights.
+r"""The decoder in ONNX Runtime, as `recomp` runs it, against other runtimes with the same weights.
 
     python -m benchmarks.other_runtimes.decoder_runtimes build/checkpoints/tiny-llava-1.1b \
         --folder build/runtimes
@@ -12,7 +12,7 @@ environment that has them:
 
 Each line is a process of its own. A time counts only if the logits behind the longest prompt and
 behind each token after it are about as near to fp32 as those of ONNX Runtime in the same precision.
-Models in `--folder` from an earlier run are used again; without it the models are temporary. """
+Models in `--folder` from an earlier run are used again; without it the models are temporary."""
 
 from __future__ import annotations
 
