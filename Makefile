@@ -21,6 +21,7 @@ demo-bundle: $(READY)
 # The pages that are made from code.
 docs: $(READY)
 	$(BIN)/recomp methods --markdown > docs/methods.md
+	$(BIN)/python -m tests.bundle.tables
 
 test: lint
 	$(BIN)/python -m pytest
