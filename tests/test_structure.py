@@ -139,6 +139,7 @@ BESIDE = {
     "commands/main.py": "the names of the commands",
     "commands/console.py": "errors, warnings and progress on a terminal",
     "json_files.py": "reads JSON",
+    "bundle/bundle.py": "plain data; checksums are compared through it",
     "bundle/checksums.py": "compares files with SHA256SUMS",
     "bundle/schema.py": "compares recomp.json with its schema",
     "vlm/demo.py": "the folders of the embedded model",

@@ -1,5 +1,12 @@
 """A bundle: what an export writes and everything else runs. No paddle here."""
 
+from paddle_recomp.bundle.bundle import (
+    Bundle,
+    DecoderInfo,
+    GraphInfo,
+    LanguageModelSource,
+    PaddleInfo,
+)
 from paddle_recomp.bundle.checksums import SUMS, Checksums, checksum, write_checksums
 from paddle_recomp.bundle.opening import (
     DECODER_PRECISIONS,
@@ -7,11 +14,6 @@ from paddle_recomp.bundle.opening import (
     MANIFEST,
     PADDLE_PRECISIONS,
     PRECISIONS,
-    Bundle,
-    DecoderInfo,
-    GraphInfo,
-    LanguageModelSource,
-    PaddleInfo,
     open_bundle,
 )
 

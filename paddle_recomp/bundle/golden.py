@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from paddle_recomp.bundle.bundle import Bundle
 from paddle_recomp.bundle.checksums import check_name
-from paddle_recomp.bundle.opening import Bundle
 from paddle_recomp.bundle.schema import GOLDEN, check, load_schema
 from paddle_recomp.errors import BundleError
 from paddle_recomp.json_files import read_json

@@ -1,16 +1,24 @@
-"""A bundle: the folder that an export writes and everything else runs. docs/bundle.md describes it.
-
-recomp.json says what there is, SHA256SUMS what every file must hash to. Only files that recomp.json
-or the golden cases name are ever read."""
+"""From a folder to a `Bundle`: reads recomp.json and finds every file that it names. Only these, and
+files that the golden cases name, are ever read. docs/bundle.md describes them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from paddle_recomp.bundle.bundle import (
+    Bundle,
+    CompressorInfo,
+    DecoderInfo,
+    GraphInfo,
+    LanguageModelSource,
+    PaddleInfo,
+    PromptInfo,
+    QuestionInfo,
+)
 from paddle_recomp.bundle.checksums import Checksums, check_name
 from paddle_recomp.bundle.contract import (
     FROM_THE_LANGUAGE_MODEL,
@@ -22,13 +30,7 @@ from paddle_recomp.bundle.contract import (
 from paddle_recomp.bundle.schema import RECOMP, check, load_schema
 from paddle_recomp.errors import BundleError, BundleNotFoundError
 from paddle_recomp.json_files import parse_json, read_bytes, shown
-from paddle_recomp.preprocess import (
-    ChatTemplate,
-    ClipTokenizer,
-    ImageProcessor,
-    LanguageTokenizer,
-    load_tokenizer,
-)
+from paddle_recomp.preprocess import ChatTemplate, ImageProcessor
 from paddle_recomp.types import StageInfo
 
 MANIFEST = "recomp.json"
@@ -42,225 +44,6 @@ DECODER_PRECISIONS = ("fp32", "int8", "int4")
 """The same of the language model's decoder."""
 PADDLE_PRECISIONS = ("fp32", "bf16", "int8")
 """Those of Paddle Inference that this version can run; others in a bundle are passed over."""
-
-
-@dataclass(frozen=True)
-class GraphInfo:
-    """A graph with what it takes and gives."""
-
-    file: str
-    data: str | None
-    """The file of its weights, where they are not in the graph's own."""
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Everything that is read when the graph is loaded."""
-        return (self.file,) if self.data is None else (self.file, self.data)
-
-
-@dataclass(frozen=True)
-class CompressorInfo:
-    """One of the graphs that choose and merge tokens."""
-
-    graph: GraphInfo
-    method: str
-    options: Mapping[str, Any]
-    """Of the method. They are fixed in the graph."""
-    stages: tuple[StageInfo, ...]
-    """Why a token is there, by the numbers in `token_stage`."""
-    paddle: tuple[str, str] | None
-    """Its files for Paddle Inference, as in `PaddleInfo`."""
-
-
-@dataclass(frozen=True)
-class DecoderInfo:
-    """The language model's decoder: its files, and the sizes of its KV cache."""
-
-    file: str
-    data: str
-    """The file of its weights."""
-    embed_tokens: str
-    """The embedding of the vocabulary, an array in numpy's format."""
-    precision: str
-    context: int
-    """Positions that prompt and answer may have together."""
-    num_layers: int
-    num_kv_heads: int
-    cache_width: int
-    """Of a head in the KV cache, which may be wider than the checkpoint's."""
-    hidden_size: int
-    vocab_size: int
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Everything that is read when the decoder is loaded."""
-        return (self.file, self.data, self.embed_tokens)
-
-
-@dataclass(frozen=True)
-class PaddleInfo:
-    """The files that Paddle Inference reads."""
-
-    graphs: Mapping[Graph, tuple[str, str]]
-    """The program and the weights of each graph, for fp32 and bf16 alike."""
-    int8: Mapping[Graph, tuple[str, str]]
-    """The same of the towers in INT8; empty where the bundle has none."""
-    precisions: tuple[str, ...]
-    """That a bundle may be opened in."""
-
-
-@dataclass(frozen=True)
-class LanguageModelSource:
-    """The checkpoint whose language model answers."""
-
-    name: str
-    """`demo`, or the name that the folder had; never its path, which is another machine's."""
-    projector_sha256: str
-    """Of its projector, by which a checkpoint is recognised: no two fine-tunes share one."""
-
-
-@dataclass(frozen=True)
-class QuestionInfo:
-    """How a question becomes `question_ids`."""
-
-    tokenizer: str
-    positions: int
-    start_id: int
-    end_id: int
-    source: Literal["question", "prompt_first_line"]
-    """What CLIP reads, as in `preprocess.clip_text`."""
-
-
-@dataclass(frozen=True)
-class PromptInfo:
-    """How a conversation becomes ids, and ids become text."""
-
-    tokenizer: str
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    image_token_id: int | None
-    silent_ids: tuple[int, ...]
-    template: ChatTemplate
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle. Made by `open_bundle`, which has read recomp.json and found every file that
-    it names; a file's checksum is compared when its path is asked for, so that only files that are
-    used are read."""
-
-    folder: Path
-    precision: str
-    operators: str
-    """`onnx`: of the standard alone; `onnxruntime`: with the runtime's own."""
-    image_processor: ImageProcessor
-    num_patches: int
-    question: QuestionInfo
-    prompt: PromptInfo
-    compressors: Mapping[str, CompressorInfo]
-    """All graphs that compress, by name, the default first."""
-    compressor: str
-    """The name of the one that was chosen."""
-    towers: Mapping[str, Any]
-    """The switches of the towers. They are fixed in the graphs."""
-    graphs: Mapping[Graph, GraphInfo]
-    """`compress` is the chosen one; `encoder` is only where the bundle has one for it."""
-    language_model: LanguageModelSource
-    decoder: DecoderInfo | None
-    """None where the language model is not in the bundle."""
-    paddle: PaddleInfo | None
-    """None where the bundle was exported for ONNX Runtime alone."""
-    golden: str | None
-    """The file of the golden cases; None where there are none."""
-    scales: str | None
-    """The file of the ranges that another export can take; None where there is none."""
-    sizes: Mapping[str, int]
-    """Bytes of every file that recomp.json names, and of recomp.json."""
-    sums: Checksums
-
-    def choose(self, compressor: str) -> Bundle:
-        """The same bundle with another compressor. Raises: BundleError for an unknown name."""
-        if compressor not in self.compressors:
-            raise BundleError(
-                f"{self.folder} has no compressor {shown(compressor)}; it has: "
-                f"{', '.join(self.compressors)}"
-            )
-        chosen, graphs, paddle = self.compressors[compressor], dict(self.graphs), self.paddle
-        graphs["compress"] = chosen.graph
-        if compressor != next(iter(self.compressors)):
-            # The fused graph has the default compressor in it.
-            graphs.pop("encoder", None)
-        if paddle is not None and chosen.paddle is not None:
-            files = {name: paddle.graphs[name] for name in graphs if name in paddle.graphs}
-            paddle = replace(paddle, graphs={**files, "compress": chosen.paddle})
-        return replace(self, compressor=compressor, graphs=graphs, paddle=paddle)
-
-    @property
-    def method(self) -> str:
-        """The name of the chosen compressor's method."""
-        return self.compressors[self.compressor].method
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The options of that method. They are fixed in the graph."""
-        return self.compressors[self.compressor].options
-
-    @property
-    def stages(self) -> tuple[StageInfo, ...]:
-        """Why a token is there, by the numbers in `token_stage`."""
-        return self.compressors[self.compressor].stages
-
-    @property
-    def checksums(self) -> dict[str, str]:
-        """The sha256 of every file that recomp.json names, and of recomp.json."""
-        return {name: self.sums.expected[name] for name in self.sizes}
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The pieces that a prompt is put together from."""
-        return self.prompt.template
-
-    @property
-    def question_positions(self) -> int:
-        """The length of a question for CLIP's text tower."""
-        return self.question.positions
-
-    @property
-    def question_source(self) -> Literal["question", "prompt_first_line"]:
-        """What CLIP reads, as in `preprocess.clip_text`."""
-        return self.question.source
-
-    def clip_tokenizer(self) -> ClipTokenizer:
-        """Raises: BundleError as `verified`; CheckpointError for a file that is no tokenizer."""
-        about = self.question
-        tokenizer = load_tokenizer(self.verified(about.tokenizer))
-        return ClipTokenizer(tokenizer, about.start_id, about.end_id)
-
-    def language_tokenizer(self) -> LanguageTokenizer:
-        """Raises: BundleError as `verified`; CheckpointError for a file that is no tokenizer."""
-        about = self.prompt
-        return LanguageTokenizer(
-            load_tokenizer(self.verified(about.tokenizer)),
-            about.bos_token_id,
-            about.eos_token_ids,
-            about.pad_token_id,
-            about.image_token_id,
-            about.silent_ids,
-        )
-
-    def verified(self, name: str) -> Path:
-        """The path of a file whose content is what SHA256SUMS says.
-
-        Raises: BundleNotFoundError when it is not there; BundleError when it was changed."""
-        return self.sums.verified(name)
-
-    def verify(self, names: Iterable[str] | None = None) -> None:
-        """Compares these files, by default all that recomp.json names. Raises: as `verified`."""
-        for name in self.sizes if names is None else names:
-            self.verified(name)
 
 
 def open_bundle(folder: Path, compress: str | None = None) -> Bundle:
