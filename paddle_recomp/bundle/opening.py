@@ -1,5 +1,5 @@
-"""From a folder to a `Bundle`: reads recomp.json and finds every file that it names. Only these, and
-files that the golden cases name, are ever read. docs/bundle.md describes them."""
+"""From a folder to a `Bundle`: reads recomp.json and finds every file that it names. Only these,
+and files that the golden cases name, are ever read. docs/bundle.md describes them."""
 
 from __future__ import annotations
 
