@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-bundle test test-slow lint format train-demo clean
+.PHONY: demo demo-bundle docs test test-slow lint format train-demo clean
 
 BUNDLE := build/demo-int8
 demo: $(READY)
@@ -17,6 +17,11 @@ PACKAGED := paddle_recomp/assets/demo/bundle
 demo-bundle: $(READY)
 	$(BIN)/python -m export --model demo --precision int8 --golden --out $(PACKAGED)
 	$(BIN)/python -m export verify $(PACKAGED) --model demo --quiet
+
+# The pages that are made from code.
+docs: $(READY)
+	$(BIN)/recomp methods --markdown > docs/methods.md
+	$(BIN)/python -m tests.bundle.tables
 
 test: lint
 	$(BIN)/python -m pytest

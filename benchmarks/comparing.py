@@ -1,4 +1,5 @@
-"""What the comparisons share: the budgets, what two encoders keep alike, a bar of progress."""
+"""Parts that the comparisons share: the budgets, the agreement of two visual encoders, a progress
+bar."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def budgets_for(patches: int) -> dict[str, TokenBudget]:
 
 
 def kept_alike(expected: VisualTokens, found: VisualTokens) -> tuple[float, float]:
-    """Intersection over union of the patches that one image keeps as they are, and the mean
-    cosine of the embeddings of those that both keep. numpy, B = 1."""
+    """Intersection over union of the single patches that both encoders keep of one image, and the
+    mean cosine of the embeddings of those that both keep. numpy, B = 1."""
     first, second = (
         {
             "visual_embeds": one.embeds,
@@ -45,7 +46,7 @@ def kept_alike(expected: VisualTokens, found: VisualTokens) -> tuple[float, floa
 
 
 def fingerprint(bundle: Bundle) -> dict[str, str]:
-    """By which a report says what was measured: the checksum of each encoder graph."""
+    """The checksum of each encoder graph, by which a report names the measured model."""
     return checksums(bundle, sorted(info.file for info in bundle.graphs.values()))
 
 
@@ -55,7 +56,7 @@ def checksums(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
 
 
 def progress_bar() -> Progress:
-    """On standard error, so that the output stays a report."""
+    """A progress bar on standard error, so that the output stays a report."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

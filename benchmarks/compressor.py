@@ -24,7 +24,7 @@ from paddle_recomp.types import Tensor, VisionFeatures
 
 
 def crafted(batch: int, patches: int, width: int, joint: int) -> tuple[VisionFeatures, Tensor]:
-    """Tower outputs in which some patches stand out visually and others by the text."""
+    """Random tower outputs in which some patches stand out visually and others by the text."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(batch, patches)) + 4 * (rng.random((batch, patches)) < 0.06)
     score = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

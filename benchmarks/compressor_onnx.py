@@ -44,7 +44,7 @@ Arrays = dict[str, np.ndarray]
 
 def write_graphs(folder: Path) -> dict[str, Path]:
     """compress.onnx of the shape with random weights, without (`bare`) and with its projector."""
-    # What the language model takes is then what the tower gives.
+    # The language model's width is then the tower's.
     width = SPEC.vision.hidden_size
     language = replace(SPEC.language, hidden_size=width, head_dim=width // SPEC.language.num_heads)
     bare = replace(SPEC, projector=replace(SPEC.projector, out_features=width), language=language)
@@ -62,7 +62,7 @@ def write_graphs(folder: Path) -> dict[str, Path]:
 
 
 def tower_outputs(batch: int, budget: TokenBudget) -> Arrays:
-    """What the compressor is fed."""
+    """The inputs of the compressor."""
     size = SPEC.vision.num_patches
     vision, text = crafted(batch, size, SPEC.vision.hidden_size, SPEC.vision.projection_dim)
     return {

@@ -1,5 +1,5 @@
-"""Conversations of five questions about five objects of a held-out scene: what each way of
-carrying the picture's tokens along costs, and what it answers.
+"""Conversations of five questions about five objects of a held-out scene: the cost and the accuracy
+of each way to keep the picture's tokens in the conversation.
 
 python -m benchmarks.conversations --scenes 200
 """
@@ -53,7 +53,7 @@ def draw_talks(count: int) -> Iterator[Talk]:
         scene = make_scene(seed, objects=_OBJECTS, held_out=True)
         rng = np.random.default_rng(seed)
         seed += 1
-        if len(scene.objects) < TURNS:  # There was no room for more.
+        if len(scene.objects) < TURNS:  # The scene had no room for more objects.
             continue
         chosen = []
         for target in rng.permutation(len(scene.objects))[:TURNS]:
@@ -64,7 +64,8 @@ def draw_talks(count: int) -> Iterator[Talk]:
 
 
 def ways(vlm: VLM) -> dict[tuple[str, str], Callable[[SeenImage], Ask]]:
-    """By budget and name: what answers the questions about a picture, one after the other."""
+    """By budget and name: a function that answers the questions about a picture, one after the
+    other."""
 
     def chat(mode: Mode, budget: TokenBudget) -> Callable[[SeenImage], Ask]:
         def begin(seen: SeenImage) -> Ask:
@@ -89,7 +90,7 @@ def ways(vlm: VLM) -> dict[tuple[str, str], Callable[[SeenImage], Ask]]:
 
 @dataclass(frozen=True)
 class Reply:
-    """How one question went."""
+    """The result of one question."""
 
     right: bool
     prefilled: int
@@ -123,7 +124,7 @@ def measure(vlm: VLM, talks: int) -> Replies:
 
 
 def tables(replies: Replies) -> Iterator[Table]:
-    """One for each of COLUMNS."""
+    """A cell for each of COLUMNS."""
     for title, number in COLUMNS.items():
         table = Table("budget", "way", *map(str, range(1, TURNS + 1)), "all", box=None, title=title)
         for way, turns in replies.items():
@@ -133,7 +134,7 @@ def tables(replies: Replies) -> Iterator[Table]:
 
 
 def print_differences(console: Console, replies: Replies) -> None:
-    """What the modes that keep the KV cache lose or win, question by question."""
+    """The losses and gains of the modes that keep the KV cache, question by question."""
     for budget in BUDGETS:
         expected = np.array([[one.right for one in turn] for turn in replies[budget, "recompress"]])
         for mode in ("append", "keep"):

@@ -3,8 +3,7 @@
     python -m benchmarks.decoder build/checkpoints/tiny-llava-1.1b
     python -m benchmarks.decoder build/demo
 
-Of a checkpoint every precision is written into a temporary folder; a bundle is taken as it is.
-"""
+For a checkpoint every precision is written into a temporary folder; a bundle is used as it is."""
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ def measure(folder: Path, info: DecoderInfo, threads: int, repeats: int) -> dict
 
 
 def in_own_process(folder: Path, info: DecoderInfo, threads: int, repeats: int) -> dict[str, Any]:
-    """`measure` where nothing else has taken memory."""
+    """`measure` in a process of its own, so that nothing else has taken memory."""
     about = json.dumps([str(folder), asdict(info), threads, repeats])
     command = [sys.executable, "-m", "benchmarks.decoder", "--measure", about]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What the precision of the decoder does to the demo model's answers, everything else the same.
+"""The demo model's answers with each precision of the decoder, everything else being equal.
 
 python -m benchmarks.decoder_answers --scenes 270
 """
@@ -32,11 +32,11 @@ BUDGETS = {
     "32 tokens": TokenBudget(tokens=32),
 }
 Counts = Counter[tuple[str, str]]
-"""By budget and precision."""
+"""Counts by budget and precision."""
 
 
 def count(items: Sequence[Item], models: dict[str, VLM]) -> tuple[Counts, Counts]:
-    """How many answers are right, and how many are those of fp32."""
+    """How many answers are right, and how many equal those of fp32."""
     right: Counts = Counter()
     same: Counts = Counter()
     number, seen = -1, None

@@ -58,7 +58,7 @@ ABLATIONS: dict[str, CompressionConfig] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one configuration did with one item."""
+    """The result of one configuration for one item."""
 
     right: bool
     tokens: int
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def outcome(item: Item, answer: Answer) -> Outcome:
-    """What the report says of an answer."""
+    """The report's entry for an answer."""
     kept, target = answer.compressed[0].index[0], item.question.target
     patches = np.array([], dtype=np.int64) if target is None else item.scene.patches(target)
     return Outcome(
@@ -80,7 +80,8 @@ def outcome(item: Item, answer: Answer) -> Outcome:
 def summary(
     items: Sequence[Item], outcomes: Sequence[Outcome], dropped: Sequence[bool]
 ) -> dict[str, Any]:
-    """Accuracies in percent: of all, of those whose object the visual score drops, by kind."""
+    """Accuracies in percent: over all items, over those whose object the visual score drops, and by
+    kind."""
 
     def percent(chosen: list[Outcome]) -> float | None:
         return round(100 * float(np.mean([one.right for one in chosen])), 2) if chosen else None
@@ -143,7 +144,8 @@ class Bench:
         dynamic = self.outcomes(
             METHODS["corrected"], [TokenBudget()] * len(self.items), "corrected, dynamic"
         )
-        # Equal budgets: every method gets, for each question, what the filter gave `corrected`.
+        # Equal budgets: for each question every method gets the number of tokens that the filter
+        # gave `corrected`.
         found = [TokenBudget(tokens=one.tokens) for one in dynamic]
         budgets = {
             "dynamic": found,

@@ -1,5 +1,5 @@
-"""What a cache of features saves, and which of them float16 may hold: does it choose the same
-tokens?
+"""The time that a cache of features saves, and the arrays that float16 may hold without changing
+the choice of tokens.
 
 python -m benchmarks.feature_cache --model BUNDLE
 """
@@ -40,7 +40,7 @@ def rounded(seen: SeenImage, names: Iterable[str]) -> SeenImage:
 
 
 def overlap_table(front_end: VisualFrontEnd, template: ChatTemplate, items: list[Item]) -> Table:
-    """For each array alone in float16, and all together: how alike the choices are."""
+    """The agreement of the choices, for each array alone in float16 and for all together."""
     title = f"float16, {len(items)} questions"
     table = Table("in float16", "budget", "mean overlap", "same patches", box=None, title=title)
     numbers = {item.number: item.scene for item in items}
@@ -67,12 +67,12 @@ def overlap_table(front_end: VisualFrontEnd, template: ChatTemplate, items: list
 
 
 def print_times(console: Console, model: str, pictures: list[Image.Image]) -> None:
-    """Seeing pictures that are in no cache, on disk, in memory."""
+    """The time to see pictures that are in no cache, on disk, or in memory."""
     table = Table("see", "ms, median", box=None, title=f"{len(pictures)} pictures")
     with tempfile.TemporaryDirectory() as folder:
         found = find(model)
         first, again = (load_front_end(found, cache=FeatureCache(folder=folder)) for _ in range(2))
-        # The first run of a kernel pays for its set-up.
+        # The first run of a kernel includes its set-up.
         load_front_end(found).see(pictures[:1])
         for name, front_end in (("tower", first), ("disk", again), ("memory", again)):
             times = []

@@ -29,7 +29,7 @@ class Item:
 
     scene: Scene
     number: int
-    """Of the scene."""
+    """The number of the scene."""
     question: Question
 
 
@@ -46,18 +46,18 @@ def draw_items(scenes: int) -> list[Item]:
 
 
 def is_right(item: Item, answer: Answer) -> bool:
-    """Exactly the expected text."""
+    """Whether the answer is exactly the expected text."""
     return answer.text == item.question.answer
 
 
 class Evaluation:
-    """A model and the questions that it is asked; it sees a scene once, whatever the budgets."""
+    """A model and the questions for it; it sees each scene once for all budgets."""
 
     def __init__(
         self, vlm: VLM, items: Sequence[Item], batch: int, one_by_one: bool = False
     ) -> None:
-        """`one_by_one` gives batches to the language model alone: what an encoder with dynamic
-        ranges makes of a picture depends on its neighbours in a batch, and a user has none."""
+        """With `one_by_one` only the language model gets batches: in an encoder with dynamic ranges
+        a picture's tokens depend on its neighbours in a batch, and a user's picture has none."""
         self.vlm, self.items, self.batch, self.one_by_one = vlm, items, batch, one_by_one
         self._seen: dict[int, SeenImage] = {}
 

@@ -1,4 +1,4 @@
-"""What importing the library costs, in fresh processes, beside the import of paddle.
+"""The time to import the library in fresh processes, beside the import of paddle.
 
 python -m benchmarks.import_time
 """

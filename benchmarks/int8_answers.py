@@ -1,11 +1,10 @@
-"""What INT8 costs in answers: bundles of the demo model against fp32, on held-out questions.
+"""The cost of INT8 in answers: bundles of the demo model against fp32, on held-out questions.
 
     python -m benchmarks.int8_answers FP32_BUNDLE INT8_BUNDLE… --output docs/int8_answers.json
 
 Encoders run one picture and one question at a time, as on an edge box; the language model is that
-of the fp32 bundle for all. The report is written after each budget, and taken up again where it
-ended.
-"""
+of the fp32 bundle for all. The report is written after each budget, and an interrupted one is
+continued."""
 
 from __future__ import annotations
 
@@ -38,12 +37,12 @@ class Comparison:
     """One INT8 bundle against fp32 at one budget."""
 
     accuracy_fp32: float
-    """Percent, as all that follow but the counts and the overlap."""
+    """In percent, like all following fields but the counts and the overlap."""
     accuracy_int8: float
     difference: float
     """INT8 minus fp32, in points."""
     interval: tuple[float, float]
-    """Of the difference: 95%, from scenes drawn again and again with replacement."""
+    """The 95% interval of the difference, from scenes drawn again and again with replacement."""
     lost: int
     """Questions that only fp32 answers right."""
     gained: int
@@ -57,7 +56,8 @@ class Comparison:
 def compare(
     items: Sequence[Item], expected: Sequence[Answer], found: Iterable[Answer]
 ) -> Comparison:
-    """Of the same items in the same order; `found` is read once, answer by answer."""
+    """Compares the answers to the same items in the same order; `found` is read once, answer by
+    answer."""
     pairs, overlaps, tokens = [], [], []
     for item, ours, theirs in zip(items, expected, found, strict=True):
         pairs.append((is_right(item, ours), is_right(item, theirs)))
@@ -93,7 +93,7 @@ def paired_interval(change: np.ndarray, group: np.ndarray) -> tuple[float, float
 
 
 def read_report(path: Path | None, about: dict[str, Any]) -> dict[str, Any]:
-    """The report that is there, if it is about the same questions and fp32 graphs."""
+    """The existing report, if it is about the same questions and fp32 graphs."""
     if path is not None and path.is_file():
         report = json.loads(path.read_text(encoding="utf-8"))
         if {key: report.get(key) for key in about} == about:

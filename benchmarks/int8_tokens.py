@@ -1,4 +1,4 @@
-"""What INT8 does to the choice of tokens on photographs; no language model, so any bundle will do.
+"""The choice of tokens with INT8 on photographs. It needs no language model, so any bundle will do.
 
     python -m benchmarks.int8_tokens FP32_BUNDLE INT8_BUNDLE [--images DIR]
 
@@ -59,7 +59,7 @@ def photographs(folder: Path | None) -> list[Image.Image]:
 
 
 def see(bundle: Bundle, pictures: Sequence[Image.Image], progress: Progress) -> list[SeenImage]:
-    """Through a front end that goes again afterwards: two of full size are a lot of memory."""
+    """Runs a front end and frees it afterwards, because two of full size take a lot of memory."""
     front_end = load_front_end(bundle)
     seen = progress.track(pictures, description=f"{bundle.folder.name}, {bundle.precision}")
     return [front_end.see([picture])[0] for picture in seen]
@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         "fp32": fingerprint(reference),
         "int8": fingerprint(other),
         "cosine": tower_cosines(*seen),
-        # Over the patches of a picture, as a share of their mean.
+        # The standard deviation over the patches of a picture, as a share of their mean.
         "spread_of_visual_score": round(float(np.mean([s.std() / s.mean() for s in scores])), 4),
         "budgets": compare_choices(front_ends, texts, seen, progress),
     }

@@ -1,6 +1,6 @@
-"""The public code's form of the compressor, written anew from its description: one image, one
-centre and one member at a time, scikit-learn's outlier factor. The baseline for speed, and a
-second oracle for the `faithful` preset."""
+"""The public code's form of the compressor, written from its description: one image, one centre and
+one member at a time, with scikit-learn's outlier factor. It is the baseline for speed, and a second
+oracle for the `faithful` preset."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outlier_ratio(scores: Tensor, neighbours: int) -> float:
 def compress_by_loops(
     features: Tensor, keys: Tensor, visual_score: Tensor, text_score: Tensor
 ) -> LoopResult:
-    """features and keys [N, C], both scores [N] -> what is kept of one image."""
+    """features and keys [N, C], both scores [N] -> the kept patches and tokens of one image."""
     size, width = features.shape
     ratio = outlier_ratio(visual_score, 20)
     visual = _top(visual_score, int(size * ratio))

@@ -2,9 +2,8 @@
 
     python -m benchmarks.random_checkpoint tiny-llava-1.1b build/checkpoints
 
-Speed and memory depend on shapes alone, so that they can be measured where no checkpoint is. The
-tokenizers are the demo model's, with the end of text moved to where the shape has it.
-"""
+Speed and memory depend on shapes only, so they can be measured without a published checkpoint. The
+tokenizers are the demo model's, with the end of text at the id that the shape has for it."""
 
 from __future__ import annotations
 
@@ -75,7 +74,7 @@ SHAPES: dict[str, ModelSpec] = {
 
 
 def spec_of(shape: str) -> ModelSpec:
-    """Of a shape in SHAPES, or of the embedded demo as its own checkpoint says."""
+    """The spec of a shape in SHAPES, or of the embedded demo from its own checkpoint."""
     return find_checkpoint(DEMO).spec if shape == DEMO else SHAPES[shape]
 
 
@@ -193,7 +192,7 @@ def write_checkpoint(
 ) -> None:
     """A LLaVA folder with its CLIP folder inside; `values` draws the numbers.
 
-    Raises: CheckpointError when what was written is no checkpoint."""
+    Raises: CheckpointError when the written folder is no checkpoint."""
     clip = llava / "clip"
     clip.mkdir(parents=True, exist_ok=True)
     write_text_files(spec, llava, clip)

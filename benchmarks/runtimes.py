@@ -4,9 +4,8 @@
 
 The bundles are of one checkpoint. Each is run in turn with the first bundle in ONNX Runtime, in one
 process; the table has the medians of the pairs, and cosines to the first bundle in ONNX Runtime.
-For large towers: where a run takes milliseconds, the threads of the other runtime, which wait by
-spinning, are measured too.
-"""
+This is for large towers. If a run takes only milliseconds, the spinning threads of the other
+runtime disturb the measurement."""
 
 from __future__ import annotations
 

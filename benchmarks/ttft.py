@@ -3,9 +3,8 @@
     python -m benchmarks.ttft
     python -m benchmarks.ttft --model BUNDLE --asks 20
 
-The targets lie between what one token and what all patches take, as the latency profile has it.
-Every other ask is about a picture that was seen before, which leaves it more tokens.
-"""
+The targets lie between the times of one token and of all patches, by the latency profile. Every
+other question is about a picture that was seen before, which leaves time for more tokens."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ def target(profile: LatencyProfile, words: int, num_patches: int, share: float) 
 
 
 def ask_all(vlm: VLM, items: list[Item], seconds: float, name: str) -> list[Ask]:
-    """Each question about its picture, by turns as a new one and as one that was seen."""
+    """Asks each question about its picture, which is in turn a new one and one that was seen."""
     asks, budget = [], TokenBudget(ttft_ms=1e3 * seconds)
     for number, item in enumerate(track(items, name, console=Console(stderr=True))):
         picture = Image.fromarray(item.scene.image)
@@ -62,7 +61,7 @@ def ask_all(vlm: VLM, items: list[Item], seconds: float, name: str) -> list[Ask]
 
 
 def add_row(table: Table, seconds: float, asks: list[Ask]) -> None:
-    """One target."""
+    """The results for one target."""
     times = [one.answer.timing.first_token for one in asks]
     tokens = [
         mean(one.answer.num_visual_tokens for one in asks if one.seen_before == before)
@@ -88,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     console, items = Console(highlight=False), draw_items(options.asks)[: options.asks]
     vlm = load(options.model, options.clip)
-    # Not the kept one: profile and asks belong to one sitting.
+    # Not the saved profile, because profile and questions must belong to one sitting.
     vlm.latency_file = None
     start = time.perf_counter()
     profile = vlm.latency().profile

@@ -2,8 +2,7 @@
 
     python -m benchmarks.whole_models build/tiny-int4 [build/7b-int4 ...]
 
-Bundles or checkpoints are measured one behind the other, each in a process of its own.
-"""
+Bundles or checkpoints are measured one after the other, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ GAINS = ("tokens", "prefill", "second TTFT of the first of full", "peak of the p
 
 
 def measure(model: str, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """The lines of both tables, and what stands above them."""
+    """The lines of both tables, and the text above them."""
     config = BenchConfig(new_tokens=new_tokens, repeats=repeats)
     report = bench(load(model), next(iter(demo_pictures())), config)
     return {
@@ -38,7 +37,7 @@ def measure(model: str, new_tokens: int, repeats: int) -> dict[str, Any]:
 
 
 def gains(report: Report) -> list[list[str]]:
-    """What each budget saves, below GAINS."""
+    """The savings of each budget, below GAINS."""
     return [
         [
             row.budget,
@@ -52,7 +51,7 @@ def gains(report: Report) -> list[list[str]]:
 
 
 def in_own_process(model: str, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """`measure` where nothing else has taken memory."""
+    """`measure` in a process of its own, so that nothing else has taken memory."""
     about = json.dumps([model, new_tokens, repeats])
     command = [sys.executable, "-m", "benchmarks.whole_models", "--measure", about]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -70,7 +69,7 @@ def markdown(columns: tuple[str, ...], found: dict[str, dict[str, Any]], key: st
 
 def main() -> None:
     """Prints both tables."""
-    # Brings paddle with it, which a process that measures a bundle shall not hold.
+    # This imports paddle, which a process that measures a bundle must not hold.
     from benchmarks.comparing import progress_bar
 
     parser = argparse.ArgumentParser(

@@ -1,5 +1,5 @@
-"""The command `recomp export`, in a checkout also `python -m export`: a bundle from a checkpoint,
-and the proof that nothing was lost on the way."""
+"""The command `recomp export`, in a checkout also `python -m export`: writes a bundle from a
+checkpoint, and verifies that nothing was lost on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""INT8 towers that keep their accuracy: what costs the most of it stays in float."""
+"""INT8 towers that keep their accuracy: the layers that would cost the most stay in float."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ GUARDED = ("features", "keys", "patch_embeds", "text_embeds")
 """Outputs whose cosine is held to the target."""
 
 _MOST_IN_FLOAT = 0.5
-"""Share of a tower's weights beyond which what is left is hardly INT8."""
+"""If more than this share of a tower's weights stays in float, the tower is hardly INT8."""
 _RANKED_ON = 4
-"""Feeds: a ranking runs the tower once for every layer and feed."""
+"""A ranking uses this number of feeds, because it runs the tower once for every layer and feed."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one layer costs when it alone is INT8."""
+    """The cost of one layer when it alone is INT8."""
 
     graph: Graph
     layer: str
     cosine: float
-    """The lowest among the guarded outputs."""
+    """The lowest cosine among the guarded outputs."""
 
 
 @dataclass
 class Outcome:
-    """What became of the towers."""
+    """The result of quantising the towers."""
 
     cosine: dict[str, float] = field(default_factory=dict)
-    """Mean over all vectors of an output, by its name."""
+    """The mean cosine over all vectors of an output, by its name."""
     in_float: dict[Graph, list[str]] = field(default_factory=dict)
     """The layers that stayed in float to meet the target."""
     ranges: dict[Graph, dict[str, Range]] = field(default_factory=dict)
-    """Of what each layer reads; empty where they are measured at run time."""
+    """The range of each layer's input; empty where ranges are measured at run time."""
     ranking: list[Sensitivity] = field(default_factory=list)
-    """The costliest first; empty where none was needed or asked for."""
+    """The layers by descending cost; empty where no ranking was needed or asked for."""
 
 
 def quantise_towers(
@@ -63,7 +63,7 @@ def quantise_towers(
 ) -> Outcome:
     """Replaces vision.onnx and text.onnx by INT8 ones; `ranked` asks for the ranking in any case.
 
-    Raises: ExportError when the target cannot be met, saying what was reached."""
+    Raises: ExportError when the target cannot be met, with the cosine that was reached."""
     outcome = Outcome()
     for name in TOWERS:
         _quantise_tower(folder / f"{name}.onnx", name, wanted, samples, ranked, outcome)
@@ -144,7 +144,7 @@ def _layer_ranges(
     wanted: Quantisation,
     feeds: Sequence[Arrays],
 ) -> dict[str, Range]:
-    """What the input of each layer reaches, calibrated or as it was found before."""
+    """The range of each layer's input, calibrated now or by an earlier export."""
     inputs = quantised_inputs(graph)
     if wanted.scales is not None:
         return wanted.scales.ranges_for(name, inputs)
@@ -153,7 +153,7 @@ def _layer_ranges(
 
 
 def _met(reached: Mapping[str, float], wanted: Quantisation) -> bool:
-    # Written so that NaN never meets it.
+    # Written so that NaN never meets the target.
     return all(value >= wanted.target_cosine for value in reached.values())
 
 
@@ -169,19 +169,19 @@ def _unreachable(
 
 
 def describe_outcome(outcome: Outcome) -> dict[str, Any]:
-    """For recomp.json; rounded, because the last digits differ between machines."""
+    """Plain data for recomp.json, rounded, because the last digits differ between machines."""
     cosine = {name: round(value, 6) for name, value in outcome.cosine.items()}
     return {"cosine": cosine, "in_float": outcome.in_float}
 
 
 def scales_of(outcome: Outcome, wanted: Quantisation) -> Scales:
-    """What another export of the same model can start from."""
+    """The scales from which another export of the same model can start."""
     kept = {graph: tuple(layers) for graph, layers in outcome.in_float.items()}
     return Scales(wanted.kind, wanted.calibration, outcome.ranges, kept)
 
 
 def print_ranking(console: Console, outcome: Outcome) -> None:
-    """What each layer costs by itself, one a line."""
+    """The cost of each layer by itself, one a line."""
     table = Table("graph", "layer", "1 − cosine", "", box=None)
     for row in outcome.ranking:
         state = "float" if row.layer in outcome.in_float[row.graph] else ""
@@ -190,7 +190,8 @@ def print_ranking(console: Console, outcome: Outcome) -> None:
 
 
 def write_ranking(path: Path, outcome: Outcome) -> None:
-    """The same as JSON, with what was reached. Raises: ExportError when it cannot be written."""
+    """The same as JSON, with the cosines that were reached. Raises: ExportError when it cannot be
+    written."""
     content = {**describe_outcome(outcome), "layers": [asdict(row) for row in outcome.ranking]}
     try:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

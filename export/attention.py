@@ -13,7 +13,7 @@ from .onnx_graph import OnnxGraph
 
 
 class Attention(NamedTuple):
-    """What was recognised around a Softmax: [B, N, C] in, [B, N, C] out."""
+    """The attention that was recognised around a Softmax: [B, N, C] in, [B, N, C] out."""
 
     query: str
     key: str
@@ -27,8 +27,8 @@ class Attention(NamedTuple):
 def fuse_attention(graph: OnnxGraph) -> int:
     """Replaces each softmax(q kᵀ) v over heads by one node and returns how many there were.
 
-    The projections before it and behind it stay, and so do q and k where something else reads
-    them, like the class token's attention that scores the patches."""
+    The projections before it and behind it stay. So do q and k where another node reads them, as
+    for the class token's attention that scores the patches."""
     found = {}
     for node in graph.nodes:
         if node.op_type == "Softmax" and (attention := _recognise(graph, node)) is not None:
@@ -59,7 +59,7 @@ def _fused(graph: OnnxGraph, attention: Attention) -> NodeProto:
 
 
 def _recognise(graph: OnnxGraph, softmax: NodeProto) -> Attention | None:
-    """None when what surrounds a Softmax is not attention over heads."""
+    """The attention around a Softmax; None when its neighbours are not attention over heads."""
     made, uses = graph.producers(), graph.uses()
     readers: dict[str, NodeProto] = {name: node for node in graph.nodes for name in node.input}
 
@@ -108,7 +108,8 @@ def _without_scale(graph: OnnxGraph, made: dict[str, NodeProto], name: str) -> t
 
 
 def _transposed(made: dict[str, NodeProto], name: str) -> str:
-    """What is behind a swap of the last two axes; nothing that `_heads` accepts without one."""
+    """The value behind a swap of the last two axes; without a swap, a value that `_heads` does not
+    accept."""
     node = made.get(name)
     if node is not None and node.op_type == "Transpose" and _order(node) == [0, 1, 3, 2]:
         return node.input[0]

@@ -1,4 +1,4 @@
-"""A bundle from a checkpoint: all steps of a plan, and then all of it or nothing."""
+"""A bundle from a checkpoint: runs all steps of a plan, and writes the whole bundle or nothing."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .steps import Work, steps_of
 from .writing import replaced_folder
 
 OnStep = Callable[[int, int, str], None]
-"""Hears how many steps are done, of how many, and the name of the next one."""
+"""Is given the number of steps done, the number of all steps, and the name of the next one."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has made."""
+    """The result of an export."""
 
     bundle: Bundle
     outcome: Outcome | None
-    """What became of INT8 towers; None where there are none."""
+    """The report on INT8 towers; None where there are none."""
 
 
 def export(
@@ -38,16 +38,17 @@ def export(
 ) -> Exported:
     """Writes the bundle of a plan into a folder, all of it or nothing, and opens it.
 
-    Raises: ExportError, CheckpointError; ConfigError and ImageError for what is calibrated on;
-    ModuleNotFoundError."""
-    # Conversions are processes of their own; what they lack is found here, before any work.
+    Raises: ExportError, CheckpointError; ConfigError and ImageError for pictures and questions to
+    calibrate on; ModuleNotFoundError."""
+    # Conversions are processes of their own. A package that they lack is found here, before any
+    # work.
     for package in ("paddle", "paddle2onnx"):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"there is no module {package!r}", name=package)
     if plan.paddle_int8 is not None:
         check_interpreter(plan.paddle_int8)
     checkpoint = find_checkpoint(plan.model, plan.clip)
-    # Whatever the small files lack is found before the minutes of work, not after.
+    # The small files come first, so that a fault in them is found before minutes of work.
     ClipTokenizer.from_folder(checkpoint.clip_dir)
     LanguageTokenizer.from_folder(checkpoint.model_dir)
     embedded = str(plan.model) in (DEMO, DEMO_CHECKPOINT)
@@ -67,5 +68,5 @@ def export_bundle(
 ) -> Bundle:
     """`export` in one call; `choices` are fields of ExportPlan.
 
-    Raises: as `export`, and what the plan refuses."""
+    Raises: as `export` and `ExportPlan`."""
     return export(ExportPlan(model=model, clip=clip, **choices), output).bundle

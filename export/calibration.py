@@ -28,27 +28,28 @@ TARGET_COSINE = 0.999
 
 _PERCENTILE = 99.999
 _BINS = {"entropy": (512, 256), "percentile": (2048, 256)}
-"""Of the histogram, and how many entropy merges them into: the levels of U8."""
+"""The bins of a histogram, and the number of levels into which `entropy` merges them: those of
+U8."""
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How the towers become INT8."""
+    """The way in which the towers become INT8."""
 
     kind: str = "dynamic"
     """`dynamic` measures the range of each activation while it runs, `static` before."""
     calibration: str = "minmax"
     """How a static range is chosen: `minmax`, `entropy` or `percentile`."""
     pictures: Path | None = None
-    """A folder; None: the shipped ones and, where it is installed, those of scikit-image."""
+    """A folder; None: the shipped pictures and, where it is installed, those of scikit-image."""
     questions: Path | None = None
-    """A file with one a line; None: those of the shipped pictures."""
+    """A file with one question a line; None: those of the shipped pictures."""
     target_cosine: float = TARGET_COSINE
     """Mean cosine to fp32 that every output keeps on these pictures and questions."""
     scales: Scales | None = None
-    """Of an earlier export, which are taken as they are."""
+    """The scales of an earlier export, which are used unchanged."""
 
     def __post_init__(self) -> None:
         """Raises: ConfigError."""
@@ -73,10 +74,11 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the towers are fed, one picture or question at a time, and what it is known by."""
+    """The inputs on which the towers are measured, one picture or question at a time, with their
+    checksums."""
 
     feeds: Mapping[Graph, Sequence[Arrays]]
-    """For vision pixel_values [1, 3, S, S] each, for text question_ids [1, L]."""
+    """Feeds of the graphs: pixel_values [1, 3, S, S] for vision, question_ids [1, L] for text."""
     description: Mapping[str, Any]
     """Counts and checksums, for recomp.json."""
 
@@ -106,9 +108,10 @@ def load_samples(
 
 
 def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) -> list[Arrays]:
-    """What a tower in memory gives, feed by feed.
+    """The outputs of a tower in memory, feed by feed.
 
-    Raises: ExportError when it does not run on them, as with a tokenizer of another vocabulary."""
+    Raises: ExportError when it does not run on them, for instance because the tokenizer has another
+    vocabulary."""
     names = [info.name for info in model.graph.output]
     try:
         session = _session(model)
@@ -121,7 +124,8 @@ def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) ->
 def ranges_of(
     model: onnx.ModelProto, values: Sequence[str], feeds: Iterable[Arrays], calibration: str
 ) -> dict[str, Range]:
-    """The lowest and highest number of each value that a scale has to reach; zero is in it.
+    """The range of each value that a scale has to cover: its lowest and highest number. It includes
+    zero.
 
     Raises: FeatureError when a value is not finite; ExportError when no range is found."""
     spied = onnx.ModelProto()
@@ -133,7 +137,8 @@ def ranges_of(
     session, limits = _session(spied), dict.fromkeys(values, (0.0, 0.0))
     collector = None if calibration == "minmax" else _collector(calibration)
     for feed in feeds:
-        # One feed at a time: all activations of a large tower for all pictures fit in no memory.
+        # One feed at a time, because the activations of a large tower for all pictures are too
+        # large for memory.
         found = dict(zip(values, session.run(list(values), feed), strict=True))
         for name, array in found.items():
             low, high = float(array.min()), float(array.max())

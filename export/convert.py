@@ -26,29 +26,29 @@ PADDLE_FILES = (".json", ".pdiparams")
 """The endings of a program and of its weights."""
 _TRACED = "traced"
 _FAILED = "conversion failed: "
-"""How the process marks the line of its error among the warnings of libraries."""
+"""The process puts this in front of its error, which stands among the warnings of libraries."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the process is told: plain values, as JSON."""
+    """The job of the process: plain values, as JSON."""
 
     graph: Graph
     model_dir: str
     clip_dir: str
     config: dict[str, Any]
     reads: tuple[str, ...]
-    """Everything that the compress graphs of the bundle take, this one or others."""
+    """All inputs of the compress graphs of the bundle."""
     operators: str
     metadata: dict[str, str]
     output: str | None
-    """The ONNX file; None where there is none to make."""
+    """The ONNX file to write; None for none."""
     paddle: str | None = None
     """The files of Paddle Inference, without .json and .pdiparams; None: not kept."""
 
     @property
     def files(self) -> list[Path]:
-        """What the process writes."""
+        """The files that the process writes."""
         paddle = [] if self.paddle is None else [self.paddle + end for end in PADDLE_FILES]
         return [Path(name) for name in ([] if self.output is None else [self.output]) + paddle]
 
@@ -65,7 +65,7 @@ def convert(job: Job) -> None:
         env={
             **os.environ,
             "GLOG_minloglevel": "2",
-            # It imports what this process imports, wherever that was found: in a checkout, in an
+            # The process gets this one's import path, so that it works in a checkout and in an
             # installation.
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         },
@@ -90,16 +90,16 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     for line in done.stderr.splitlines():
         if line.startswith(_FAILED):
             return line.removeprefix(_FAILED)
-    # paddle2onnx also ends its process without a word, when it cannot read what Paddle wrote.
+    # paddle2onnx also ends its process without a word when it cannot read Paddle's file.
     return f"its process ended with code {done.returncode} and wrote nothing"
 
 
 def save_layer(layer: Any, spec: ModelSpec, stem: Path) -> None:
     """Writes a layer as Paddle Inference reads it. The layer is traced, after which it no longer
-    runs eagerly. Not where paddlenlp was imported, which replaces functions of Paddle: the tracer
-    then waits for itself.
+    runs eagerly. Must not be called in a process that has imported paddlenlp: that replaces
+    functions of Paddle, and the tracer then waits for itself.
 
-    Raises: ExportError when weights are missing; whatever the tracer raises."""
+    Raises: ExportError when weights are missing; any exception of the tracer."""
     import paddle
 
     from .graphs import input_specs
@@ -108,7 +108,7 @@ def save_layer(layer: Any, spec: ModelSpec, stem: Path) -> None:
     specs = [input_specs(layer.signature, spec)]
     traced = paddle.jit.to_static(layer, input_spec=specs, full_graph=True)
     paddle.jit.save(traced, str(stem))
-    # On a full disk Paddle drops what does not fit, and says nothing.
+    # On a full disk Paddle drops weights without a word.
     found = Path(f"{stem}.pdiparams").stat().st_size
     if found < wanted:
         raise ExportError(f"Paddle wrote {found} bytes of {wanted} bytes of weights: a full disk?")
@@ -125,7 +125,7 @@ def convert_layer(
     """The ONNX model of a layer, optimised and checked. `folder` keeps `traced.json` and
     `traced.pdiparams`; see `save_layer`.
 
-    Raises: ExportError; whatever the exporter and the checks raise. May abort the process."""
+    Raises: ExportError; any exception of the exporter and of the checks. May abort the process."""
     import onnx
     import paddle2onnx
 
@@ -138,8 +138,8 @@ def convert_layer(
         f"{folder}/{_TRACED}.json",
         f"{folder}/{_TRACED}.pdiparams",
         opset_version=OPSET,
-        # Its own folding has pip install what it lacks, and renames values at random; ours does
-        # more.
+        # Its own folding runs pip for packages that it lacks, and renames values at random; ours
+        # does more.
         optimize_tool="None",
         enable_onnx_checker=False,
     )
@@ -150,7 +150,7 @@ def convert_layer(
     rewritten = OnnxGraph.read(loaded, layer.signature.outputs)
     # Paddle sorts them by name.
     rewritten.inputs.sort(key=lambda item: layer.signature.inputs.index(item.name))
-    # Each of them holds all weights of a tower once more.
+    # Each of them holds a copy of all weights of a tower.
     del loaded
     optimise(rewritten, operators)
     finish(rewritten, graph, weights)
@@ -161,7 +161,7 @@ def convert_layer(
 
 
 def main(text: str) -> None:
-    """Runs a job. Only ever called in a process of its own."""
+    """Runs a job. Must be called in a process of its own."""
     from paddle_recomp.checkpoint import open_checkpoint
     from paddle_recomp.compression.config import CompressionConfig
 
@@ -194,7 +194,7 @@ def main(text: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except Exception as error:  # Whatever it is, the parent reports it.
+    except Exception as error:  # The parent reports every exception.
         name = "" if isinstance(error, ExportError) else f"{type(error).__name__}: "
         print(f"{_FAILED}{name}{' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What can go wrong between a checkpoint and a bundle."""
+"""The errors of an export and of its verification."""
 
 from paddle_recomp.errors import RecompError
 

@@ -1,4 +1,5 @@
-"""The one-shot graph, made of the other three: what one gives by a name, the next takes by it."""
+"""The one-shot graph, made of the other three: an output of one is the next one's input of the same
+name."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def fuse(
 ) -> None:
     """Writes encoder.onnx from the files of the other graphs, whose names `signatures` has.
 
-    Raises: ExportError when it does not compute what they compute one after the other."""
+    Raises: ExportError when its outputs differ from those of the three run one after the other."""
     whole_of = signatures["encoder"]
     used = [name for name in TRACED if name != "text" or "question_ids" in whole_of.inputs]
     parts = {

@@ -1,4 +1,4 @@
-"""The graphs of a bundle as Paddle layers with the shapes they are traced with.
+"""The graphs of a bundle as Paddle layers, with the shapes for tracing them.
 
 They only wrap: the towers, the methods and the projector are the library's own. A graph takes its
 inputs as one dictionary, because each method has inputs of its own. B images, L text positions, N
@@ -54,7 +54,7 @@ class TextGraph(nn.Layer):
 
 
 class CompressGraph(Compressor):
-    """What the method reads and token_bounds [B, 2] -> visual_embeds and provenance."""
+    """The method's inputs and token_bounds [B, 2] -> visual_embeds and provenance."""
 
     def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
         super().__init__(spec, config)
@@ -68,7 +68,7 @@ class CompressGraph(Compressor):
 
 
 class EncoderGraph(nn.Layer):
-    """The other three in one, for Paddle Inference; ONNX's is joined from their files."""
+    """The other three in one, for Paddle Inference. For ONNX it is joined from their files."""
 
     def __init__(self, spec: ModelSpec, config: CompressionConfig) -> None:
         super().__init__()
@@ -111,15 +111,15 @@ LAYERS: dict[Graph, tuple[type[nn.Layer], tuple[str, ...]]] = {
 
 
 def signature_of(graph: Graph, config: CompressionConfig) -> Signature:
-    """What a graph takes and gives where the method of this configuration compresses."""
+    """The inputs and outputs of a graph, for the method of this configuration."""
     return signatures(get_method(config.method).graph_inputs)[graph]
 
 
 def build(
     graph: Graph, checkpoint: Checkpoint, config: CompressionConfig, reads: Sequence[str] = ()
 ) -> nn.Layer:
-    """The layer of a graph with its weights, which knows its `signature`. A vision graph also gives
-    what other compress graphs take: `reads` names that.
+    """The layer of a graph with its weights, which knows its `signature`. A vision graph also has
+    outputs for other compress graphs: `reads` names them.
 
     Raises: ConfigError, CheckpointError."""
     kind, parts = LAYERS[graph]
@@ -134,7 +134,8 @@ def build(
 
 
 def input_specs(signature: Signature, spec: ModelSpec) -> dict[str, InputSpec]:
-    """What a graph is traced with, by name; the batch is dynamic, and so is the number of words."""
+    """The shapes for tracing a graph, by name; the batch is dynamic, and so is the number of
+    words."""
     shapes = shapes_of(spec)
     return {
         name: InputSpec(

@@ -28,14 +28,14 @@ class OnnxGraph:
     """The value that each output is, with the output's name and shape."""
     opset: int
     types: dict[str, tuple[int, int | None]] = field(default_factory=dict)
-    """Element type and rank (None: unknown) of the values, as far as they are known."""
+    """Element type and rank (None: unknown) of the values whose type is known."""
 
     @classmethod
     def read(cls, model: onnx.ModelProto, outputs: Iterable[str]) -> OnnxGraph:
         """`outputs` are the names that the graph's outputs get, in order; the graph may have
         more, which are dropped.
 
-        Raises: ExportError when it has fewer, or when a node reads what is not there."""
+        Raises: ExportError when it has fewer, or when a node reads a value that does not exist."""
         graph, names = model.graph, list(outputs)
         if len(graph.output) < len(names):
             raise ExportError(f"the graph has {len(graph.output)} outputs; expected {len(names)}")
@@ -71,7 +71,7 @@ class OnnxGraph:
         domains = sorted({node.domain for node in self.nodes} - {"", "ai.onnx"})
         opsets = [helper.make_opsetid("", self.opset)]
         opsets += [helper.make_opsetid(domain, 1) for domain in domains]
-        # IR version 8 is what opset 17 came with; older runtimes refuse a newer one.
+        # IR version 8 came with opset 17; older runtimes refuse a newer one.
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=8, producer_name="paddle_recomp"
         )

@@ -1,5 +1,5 @@
-"""Clean-up of what paddle2onnx writes: constants folded, no-ops and repetitions removed,
-attention fused. Each pass changes a graph in place and keeps what it computes."""
+"""Clean-up of paddle2onnx's graphs: constants are folded, no-ops and repetitions removed, attention
+fused. Each pass changes a graph in place and keeps its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .attention import fuse_attention
 from .onnx_graph import OnnxGraph, without_weights
 
 _MAX_FOLDED = 1 << 20
-"""Elements of a constant that folding may create: not every product of folding is a saving."""
+"""Folding creates no constant with more elements than this, because a large constant saves
+nothing."""
 _MAX_SHARED = 16
 
 OPERATORS = ("onnxruntime", "onnx")
@@ -65,15 +66,15 @@ def _no_op_source(graph: OnnxGraph, node: NodeProto) -> str | None:
         if constant is None or constant.size != 1 or constant.item() != neutral:
             continue
         rank = graph.types.get(value, (0, None))[1]
-        # A constant of more dimensions than the value would add some to it.
+        # A constant with more dimensions would give the value more dimensions.
         if constant.ndim == 0 or (rank is not None and rank >= constant.ndim):
             return value
     return None
 
 
 def simplify_where(graph: OnnxGraph) -> None:
-    """Where broadcasts by itself; Paddle's adds the same zeros to all three inputs before, for
-    which it has to turn the condition into numbers and back."""
+    """Removes the zeros that Paddle adds to all three inputs of Where to broadcast them, for which
+    it turns the condition into numbers and back. Where broadcasts by itself."""
     made = graph.producers()
 
     def made_by(name: str, kind: str) -> NodeProto | None:
@@ -108,8 +109,8 @@ def simplify_where(graph: OnnxGraph) -> None:
 
 
 def keep_integers(graph: OnnxGraph) -> None:
-    """Sums, products, limits and floor divisions of int64, which the exporter computes in float32
-    and so wrongly above 2^24."""
+    """Computes sums, products, limits and floor divisions of int64 as such. The exporter computes
+    them in float32, which is wrong above 2^24."""
     made, nodes = graph.producers(), []
     for node in graph.nodes:
         rewritten = [node]
@@ -129,7 +130,7 @@ def keep_integers(graph: OnnxGraph) -> None:
 def _integer_nodes(kind: str, arguments: list[str | None], output: str) -> list[NodeProto]:
     if kind != "Div":
         return [helper.make_node(kind, arguments, [output])]
-    # ONNX divides towards zero; without its remainder a number divides exactly.
+    # ONNX divides towards zero. A number without its remainder divides exactly.
     first, second = arguments
     rest, whole = f"{output}.remainder", f"{output}.whole"
     return [
@@ -155,7 +156,8 @@ def _as_integer(graph: OnnxGraph, made: dict[str, NodeProto], name: str) -> str 
 
 
 def fold_constants(graph: OnnxGraph) -> None:
-    """Replaces what can be computed now, computed by the runtime that would compute it later."""
+    """Replaces nodes that depend on constants only by their results, which the same runtime
+    computes now."""
     constant = {""} | graph.constants.keys()
     foldable, rest = [], []
     for node in graph.nodes:
@@ -183,18 +185,18 @@ def fold_constants(graph: OnnxGraph) -> None:
         part.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     values = dict(zip(names, session.run(names, {}), strict=True))
-    # One that grew too large is left to be computed, with all that leads to it.
+    # A result that is too large stays a node, with all nodes that lead to it.
     folded = {name: value for name, value in values.items() if value.size <= _MAX_FOLDED}
     graph.constants.update(folded)
     graph.nodes = [node for node in graph.nodes if not folded.keys() & set(node.output)]
 
 
 def share_repeated(graph: OnnxGraph) -> None:
-    """Computes once what is written down several times, and stores equal constants once."""
+    """Joins equal nodes, so that each result is computed once, and equal constants."""
     same: dict[str, str] = {}
     first_constant: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     for name, value in graph.constants.items():
-        # Small ones only: a layer's weights keep their own name, equal to others or not.
+        # Only small constants: a layer's weights keep their own name, even if they equal others.
         if value.size <= _MAX_SHARED:
             key = (str(value.dtype), value.shape, value.tobytes())
             found = first_constant.setdefault(key, name)
@@ -219,17 +221,21 @@ def share_repeated(graph: OnnxGraph) -> None:
 
 
 def finish(graph: OnnxGraph, prefix: str, weights: dict[str, str]) -> None:
-    """Gives everything a name that does not depend on how it was traced.
+    """Gives everything a name that does not depend on the tracing.
 
     `weights` maps the tracer's names of parameters to the checkpoint's. Values, other constants
-    and nodes are numbered; a node that applies a weight carries the weight's name."""
+    and nodes are numbered; a node that applies a weight carries the weight's name, and a number too
+    where another node applies the same weight."""
+    taken: set[str] = set()
     names = {item.name: item.name for item in graph.inputs}
     names |= {name: info.name for name, info in graph.outputs.items()}
     for name in graph.constants:
         names[name] = weights.get(name, f"{prefix}.constant_{len(names)}")
     for number, node in enumerate(graph.nodes):
         label = next((names[i] for i in node.input if i in weights), None)
-        node.name = f"{prefix}.{label or number}.{node.op_type}"
+        name = f"{prefix}.{label or number}.{node.op_type}"
+        node.name = f"{name}_{number}" if name in taken else name
+        taken.add(node.name)
         for place, name in enumerate(node.output):
             names.setdefault(name, f"{prefix}.value_{number}_{place}" if name else "")
         for place, name in enumerate(node.input):
@@ -250,7 +256,7 @@ def set_shapes(graph: OnnxGraph, shapes: dict[str, list[int | str]]) -> None:
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Runs ONNX's checker and its shape inference, both as strict as they come.
+    """Runs ONNX's checker and its shape inference, both in their strictest mode.
 
     Raises: onnx.checker.ValidationError, onnx.shape_inference.InferenceError."""
     bare = without_weights(model)

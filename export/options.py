@@ -1,5 +1,5 @@
-"""The options of the command `export`, and the plan that they make. What needs the extras is
-imported when a plan is made, so that the help can be read without them."""
+"""The options of the command `export`, and the plan that they make. Modules that need the extras
+are imported when a plan is made, so that the help works without them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisationOptions:
-    """How towers become INT8, and on what that is measured."""
+    """The way in which towers become INT8, and the samples on which that is measured."""
 
     kind: Annotated[
         str | None, typer.Option("--quantization", help="Of int8: dynamic (default) or static.")
@@ -128,13 +128,13 @@ class ExportOptions:
 
     @property
     def folder(self) -> Path:
-        """Where the bundle goes. Raises: ConfigError when no folder is named."""
+        """The folder for the bundle. Raises: ConfigError when no folder is named."""
         if self.output is None:
             raise ConfigError("name the folder to write (--out DIR)")
         return self.output
 
     def build(self) -> ExportPlan:
-        """Raises: ConfigError for what does not fit together."""
+        """Raises: ConfigError for options that do not fit together."""
         from .plan import ExportPlan
 
         config = self.compression.build() or CompressionConfig()

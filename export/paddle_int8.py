@@ -1,5 +1,5 @@
-"""INT8 towers for Paddle Inference. Experimental: Paddle 3.3 runs them and can no longer make them,
-so an environment with Paddle 3.1.1 does (paddle_int8.txt); this module is both sides of it.
+"""INT8 towers for Paddle Inference. Experimental: Paddle 3.3 runs them but can no longer make them,
+so an environment with Paddle 3.1.1 makes them (paddle_int8.txt). This module runs on both sides.
 
 Activations get one scale each from Paddle's post-training quantisation, weights one per output
 channel. Paddle's own way from there, `enable_mkldnn_int8`, gives wrong numbers: it takes the scales
@@ -38,7 +38,7 @@ _FAILED = "quantisation failed: "
 
 @dataclass(frozen=True)
 class Int8Job:
-    """What the process with the other Paddle is told: plain values, as JSON."""
+    """The job of the process with the other Paddle: plain values, as JSON."""
 
     graph: Graph
     model_dir: str
@@ -63,8 +63,8 @@ def quantise_for_paddle(
     to them of each guarded output. `job` names the checkpoint, `outputs` has the names of each
     tower's outputs, `python` is the other interpreter.
 
-    Raises: ExportError when the other process fails, or when the target is missed, saying what was
-    reached."""
+    Raises: ExportError when the other process fails, or when the target is missed, with the cosine
+    that was reached."""
     from paddle_recomp.backends.paddle_inference import Predictor
 
     from .accuracy import TOWERS, cosines
@@ -133,8 +133,8 @@ def quantise_tower(job: Int8Job, python: Path) -> None:
 
 @contextmanager
 def _lent_packages() -> Iterator[str]:
-    """A folder from which another interpreter imports this package and the library. What else is
-    installed beside them, another Paddle above all, is none of its business."""
+    """A folder from which another interpreter imports this package and the library. It does not see
+    the other packages that are installed beside them, above all another Paddle."""
     assert __package__
     with tempfile.TemporaryDirectory() as folder:
         for name, place in (
@@ -190,7 +190,8 @@ def main(text: str) -> None:
     weights = _weights(program)
     calibrated = _calibrated(program, names, outputs, weights, executor, np.load(job.feeds))
     calibrated.save_quantized_model(str(folder), **files)
-    # In a scope of its own: in the first one lie activations, which the pass takes for weights.
+    # In a scope of its own, because the first one holds activations, which the pass takes for
+    # weights.
     scope = paddle.static.Scope()
     with paddle.static.scope_guard(scope):
         program, names, outputs = paddle.static.load_inference_model(str(folder), executor, **files)
@@ -204,7 +205,7 @@ def main(text: str) -> None:
             [block.var(output.name) for output in outputs],
             executor=executor,
             program=program,
-            # Clipped, the scales would be gone.
+            # Clipping would lose the scales.
             clip_extra=False,
         )
     _forget_paths(f"{stem}.pdmodel")
@@ -229,7 +230,7 @@ def _weights(program: Any) -> dict[str, np.ndarray]:
     import paddle
 
     scope = paddle.static.global_scope()
-    # A program that was loaded has no parameters any more, only variables that stay.
+    # A loaded program has no parameters any more, only persistable variables.
     names = [
         v.name for v in program.list_vars() if v.persistable and v.name not in ("feed", "fetch")
     ]
@@ -244,8 +245,8 @@ def _calibrated(
     executor: Any,
     feeds: Mapping[str, np.ndarray],
 ) -> Any:
-    """Scales for what goes into the linear layers. Not for attention's own products, nor for a
-    layer whose result is an output of the graph, which Paddle gets wrong."""
+    """Scales for the inputs of the linear layers. Left out are attention's own products, and layers
+    whose result is an output of the graph, which Paddle computes wrongly."""
     from paddle.static.quantization import PostTrainingQuantizationProgram
 
     last = {output.name for output in outputs}
@@ -278,7 +279,7 @@ def _calibrated(
 
 
 def _final(program: Any, scope: Any) -> Any:
-    """The graph of oneDNN's operations, the linear layers of it in INT8."""
+    """The graph of oneDNN's operations, with its linear layers in INT8."""
     import paddle
     from paddle.base import core
     from paddle.base.framework import IrGraph
@@ -294,7 +295,7 @@ def _final(program: Any, scope: Any) -> Any:
 
 
 def _forget_paths(path: str) -> None:
-    """Takes out of a saved program where in whose file each operation was made."""
+    """Removes from a saved program the file and line in which each operation was created."""
     import paddle
 
     program = paddle.static.deserialize_program(paddle.static.load_from_file(path))
@@ -307,6 +308,6 @@ def _forget_paths(path: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except Exception as error:  # Whatever it is, the parent reports it.
+    except Exception as error:  # The parent reports every exception.
         print(f"{_FAILED}{' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what it was exported from."""
+"""Compares an exported graph with the layer from which it was exported."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BATCH, WORDS = 4, 6
 def sample_inputs(
     names: Sequence[str], spec: ModelSpec, batch: int = BATCH
 ) -> dict[str, np.ndarray]:
-    """Noise, the same each time, in which a few patches stand out and each image has another
-    budget: what the filter finds, a cap, an exact number, everything."""
+    """Noise, the same each time, in which a few patches stand out. Each image has another budget:
+    the filter's own number, a cap, an exact number, everything."""
     rng, shapes, size = np.random.default_rng(0), shapes_of(spec), spec.vision.num_patches
     arrays: dict[str, np.ndarray] = {}
     for name in names:

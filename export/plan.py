@@ -1,4 +1,4 @@
-"""What an export is asked for: one frozen value, refused before any work where it does not fit."""
+"""The plan of an export: one frozen value, which is validated before any work begins."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ NO_DECODER = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportPlan:
-    """A checkpoint, and what becomes of it."""
+    """A checkpoint, and the parts and precisions of the bundle made from it."""
 
     model: str | Path = DEMO
     """A folder, or a name of the embedded model."""
     clip: str | Path | None = None
-    """A folder; None: the one in the model's."""
+    """A folder; None: the folder `clip` in the model's."""
     config: CompressionConfig = field(default_factory=CompressionConfig)
     also: tuple[CompressionConfig, ...] = ()
-    """Of further compress graphs over the same vision graph; that of `config` is the default."""
+    """Configurations of further compress graphs over the same vision graph; that of `config` is the
+    default."""
     precision: str = "fp32"
-    """Of the towers, and of the decoder where `decoder` says nothing else."""
+    """The precision of the towers, and of the decoder unless `decoder` names another."""
     operators: str = "onnxruntime"
     """One of OPERATORS."""
     quantisation: Quantisation | None = None
-    """Of INT8 towers; None: the defaults."""
+    """The way in which towers become INT8; None: the defaults."""
     decoder: str | None = None
     """The precision of the language model; `none` leaves it out."""
     fused: bool = False
@@ -47,7 +48,7 @@ class ExportPlan:
     golden: bool = False
     """Also record golden cases, which `recomp verify` replays on other machines."""
     ranked: bool = False
-    """Also measure what each layer costs in INT8."""
+    """Also measure the cost of each layer in INT8."""
 
     def __post_init__(self) -> None:
         """Raises: ConfigError."""
@@ -81,24 +82,24 @@ class ExportPlan:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Everything that the compress graphs take, which the vision graph has to give."""
+        """All inputs of the compress graphs, which the vision graph has to provide."""
         taken = (get_method(name).graph_inputs for name in self.compressors)
         return tuple(dict.fromkeys(name for names in taken for name in names))
 
     @property
     def signatures(self) -> dict[Graph, Signature]:
-        """What each graph takes and gives; `compress` is the default one."""
+        """The inputs and outputs of each graph; `compress` is the default one."""
         own = signatures(get_method(self.config.method).graph_inputs)
         return {**own, "vision": signatures(self.reads)["vision"]}
 
     @property
     def quantised(self) -> bool:
-        """Whether towers become INT8, for which there have to be samples."""
+        """Whether towers become INT8, which needs samples."""
         return self.precision == "int8" or self.paddle_int8 is not None
 
     @property
     def decoder_precision(self) -> str | None:
-        """None where the bundle gets no decoder."""
+        """The decoder's precision; None if the bundle gets no decoder."""
         chosen = self.decoder or self.precision
         return None if chosen == NO_DECODER else chosen
 

@@ -1,11 +1,10 @@
 """Linear layers in INT8: U8 activations of one scale, S8 weights of one scale per channel; and
 embedding tables, of one scale per row.
 
-Nothing else changes. Softmax and normalisations have ranges that eight bits lose, and cost little.
-The first convolution reads raw pixels, has no INT8 kernel for its shape that is
-worth an error at the very start, and is under a hundredth of the work. The compressor compares
-scores that differ by less than a step of INT8; the projector, which is behind it, feeds the
-language model directly."""
+Nothing else changes. Softmax and normalisations have ranges that eight bits lose, and take little
+time. The first convolution is less than a hundredth of the work, its INT8 kernel gains little, and
+an error in it would pass through all layers. The compressor compares scores that differ by less
+than a step of INT8; the projector behind it feeds the language model directly."""
 
 from __future__ import annotations
 
@@ -19,13 +18,15 @@ from .onnx_graph import OnnxGraph
 from .scales import Range
 
 _LEVELS, _WEIGHT_LEVELS = 255, 127
-"""Of U8 from its lowest number on; of S8 to each side, so that zero needs no offset."""
+"""The levels of U8 above its lowest number, and of S8 to each side of zero, so that zero needs no
+offset."""
 _WEIGHT_INPUT = {"MatMul": 1, "Gather": 0}
 _SHARED_INPUT = re.compile(r"\.[qkv]_proj\.weight$")
 
 
 def weight_nodes(graph: OnnxGraph) -> dict[str, NodeProto]:
-    """What can become INT8, by the name of its weight: products with [K, N], rows of [V, C]."""
+    """The nodes that can become INT8, by the name of their weight: products with [K, N], rows of
+    [V, C]."""
     nodes = {}
     for node in graph.nodes:
         place = _WEIGHT_INPUT.get(node.op_type)
@@ -45,7 +46,7 @@ def quantised_inputs(graph: OnnxGraph) -> dict[str, str]:
 
 
 def layer_of(weight: str) -> str:
-    """The group that a weight stays in float with: query, key and value read one input."""
+    """The group of weights that stay in float together: query, key and value read one input."""
     return _SHARED_INPUT.sub(".qkv_proj", weight).removesuffix(".weight")
 
 
@@ -53,7 +54,7 @@ def quantise(
     graph: OnnxGraph, weights: Collection[str], ranges: Mapping[str, Range] | None
 ) -> OnnxGraph:
     """A new graph in which the named weights are INT8. `ranges` holds those of their inputs; None
-    measures them at run time, which makes a picture's scales depend on the rest of its batch."""
+    measures them at run time, so a picture's scales depend on the other pictures of its batch."""
     nodes: list[NodeProto] = []
     constants, done = dict(graph.constants), set[str]()
     weight_of = {node.output[0]: name for name, node in weight_nodes(graph).items()}
@@ -101,7 +102,8 @@ def _scale_of(name: str, low: float, high: float) -> dict[str, np.ndarray]:
 
 
 def _static(node: NodeProto, first: bool) -> list[NodeProto]:
-    """Quantised and back around a float product, which the runtime turns into one INT8 kernel."""
+    """Quantises the inputs of a float product and converts them back; the runtime turns that into
+    one INT8 kernel."""
     value, weight = node.input
     made = []
     if first:

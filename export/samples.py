@@ -24,7 +24,8 @@ QUESTIONS = (
 )
 
 MOST_PICTURES = 32
-"""That are calibrated on: the float outputs of all of them are held in memory."""
+"""The most pictures for calibration, because the float outputs of all of them are held in
+memory."""
 _PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "coins")
 """Pictures that scikit-image has in its package, without a download."""
 
@@ -41,14 +42,14 @@ def load_pictures(folder: Path | None, count: int) -> list[Image.Image]:
 
 
 def load_questions(count: int) -> list[str]:
-    """Different questions; of the demo's own where they are there."""
+    """Different questions, first the demo's own."""
     questions = list(dict.fromkeys([*_own_questions()[: count // 2], *QUESTIONS]))
     return [questions[i % len(questions)] for i in range(count)]
 
 
 def calibration_pictures(folder: Path | None) -> list[Image.Image]:
     """Up to 32 pictures of a folder; by default the shipped ones, with those of scikit-image where
-    it is installed: the demo's scenes alone say little about photographs.
+    it is installed: the demo's scenes alone would say little about photographs.
 
     Raises: ImageNotFoundError when there is none; ImageError."""
     if folder is None:

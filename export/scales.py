@@ -1,5 +1,5 @@
-"""What a quantisation has found out, in a file: another export of the same model need not
-calibrate again, and a person can read and change it."""
+"""The results of a quantisation in a file, so that another export of the same model need not
+calibrate again, and a person can read and change them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from paddle_recomp.errors import ConfigError
 from paddle_recomp.json_files import read_json
 
 SCALES = "scales.json"
-"""In an INT8 bundle."""
+"""The name of the file in an INT8 bundle."""
 _FORMAT = 2
 
 Range = tuple[float, float]
-"""The lowest and highest number that a scale has to reach; zero is in it."""
+"""The lowest and highest number that a scale has to cover; zero is between them."""
 
 
 @dataclass(frozen=True)
 class Scales:
-    """How the towers were quantised, and with what numbers."""
+    """The way in which the towers were quantised, with the numbers."""
 
     kind: str
     calibration: str
     ranges: Mapping[Graph, Mapping[str, Range]]
-    """Of what each layer reads, by graph and layer; empty where they are measured at run time."""
+    """The range of each layer's input, by graph and layer; empty where ranges are measured at run
+    time."""
     in_float: Mapping[Graph, tuple[str, ...]]
     """The layers that stay in float."""
 
@@ -44,14 +45,15 @@ class Scales:
                     )
 
     def ranges_for(self, graph: Graph, layers: Collection[str]) -> dict[str, Range]:
-        """Those of the layers of a graph. Raises: ConfigError for layers of another model."""
+        """The ranges of the layers of a graph. Raises: ConfigError for layers of another model."""
         found = dict(self.ranges.get(graph, {}))
         if different := found.keys() ^ set(layers):
             raise ConfigError(_of_another_model(graph, min(different)))
         return found
 
     def float_layers(self, graph: Graph, layers: Collection[str]) -> set[str]:
-        """Those among the layers of a graph. Raises: ConfigError for layers of another model."""
+        """The layers of a graph that stay in float. Raises: ConfigError for layers of another
+        model."""
         found = set(self.in_float.get(graph, ()))
         if unknown := found - set(layers):
             raise ConfigError(_of_another_model(graph, min(unknown)))
@@ -63,13 +65,15 @@ def _of_another_model(graph: Graph, layer: str) -> str:
 
 
 def write_scales(path: Path, scales: Scales, samples: Mapping[str, Any]) -> None:
-    """Writes them with the counts and checksums of what was calibrated on."""
+    """Writes them, with the counts and checksums of the pictures and questions of the
+    calibration."""
     content = {"format": _FORMAT, **asdict(scales), "samples": dict(samples)}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_scales(path: Path) -> Scales:
-    """Raises: ConfigError when the file cannot be read or is not what `write_scales` writes."""
+    """Raises: ConfigError when the file cannot be read or does not have the form of
+    `write_scales`."""
     content = read_json(path, ConfigError, ConfigError)
     if content.get("format") != _FORMAT:
         raise ConfigError(f"{path} has format {content.get('format')!r}; expected {_FORMAT}")

@@ -1,4 +1,4 @@
-"""The graphs, and the shapes of everything that goes into them or comes out."""
+"""The graphs, and the shapes of all their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paddle_recomp.checkpoint import ModelSpec
 Shape = list[int | str]
 
 TRACED = PIPELINE
-"""The graphs that are traced; `encoder` is made of them."""
+"""The graphs that are traced; `encoder` is made from them."""
 
 
 def shapes_of(spec: ModelSpec) -> dict[str, Shape]:

@@ -1,5 +1,5 @@
-"""The steps of an export. Each writes one thing into the bundle's folder, and what a reader has to
-know of it into the manifest."""
+"""The steps of an export. Each writes one thing into the bundle's folder, and its description into
+the manifest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .shapes import TRACED
 
 @dataclass
 class Work:
-    """An export under way: what is fixed, and what the steps have found out so far."""
+    """An export under way: the plan, and the results of the steps so far."""
 
     plan: ExportPlan
     checkpoint: Checkpoint
@@ -53,7 +53,7 @@ class Work:
 
     @property
     def quantisation(self) -> Quantisation:
-        """How the towers become INT8."""
+        """The way in which the towers become INT8."""
         return self.plan.quantisation or Quantisation()
 
     def job(self, graph: Graph, *, onnx: bool = True, compressor: str | None = None) -> Job:
@@ -75,15 +75,14 @@ class Work:
 
 
 class Step(NamedTuple):
-    """A step of an export, by the name that its user reads."""
+    """A step of an export, with its name for the progress bar."""
 
     name: str
     run: Callable[[Work], None]
 
 
 def steps_of(plan: ExportPlan) -> list[Step]:
-    """What a plan asks for, in the order in which it is done: a file that is made of others comes
-    after them."""
+    """The steps of a plan, in order: a file that is made from others comes after them."""
     int8, further = plan.precision == "int8", [one.method for one in plan.also]
     chosen = [
         (Step("samples", read_samples), plan.quantised),
@@ -125,7 +124,7 @@ def convert_also(compressor: str, work: Work) -> None:
 
 
 def quantise(work: Work) -> None:
-    """Makes vision.onnx and text.onnx INT8, and writes the scales.json of that."""
+    """Makes vision.onnx and text.onnx INT8, and writes their scales.json."""
     samples = _read(work)
     work.outcome = quantise_towers(work.folder, work.quantisation, samples, work.plan.ranked)
     work.manifest["quantised"] = describe_outcome(work.outcome)
@@ -135,7 +134,7 @@ def quantise(work: Work) -> None:
 
 
 def fuse_encoder(work: Work) -> None:
-    """encoder.onnx, of the graphs that are there."""
+    """encoder.onnx, from the graphs of the bundle."""
     metadata = metadata_of(work.manifest, "encoder")
     fuse(work.folder, work.checkpoint.spec, work.plan.signatures, metadata)
 
@@ -165,7 +164,7 @@ def convert_decoder(work: Work) -> None:
 
 
 def write_tokenizers(work: Work) -> None:
-    """Both as tokenizer.json, whatever the checkpoint has."""
+    """Both tokenizers as tokenizer.json, also for a checkpoint that has other files."""
     clip = ClipTokenizer.from_folder(work.checkpoint.clip_dir)
     words = LanguageTokenizer.from_folder(work.checkpoint.model_dir)
     for name, tokenizer in ((CLIP_TOKENIZER, clip), (LANGUAGE_TOKENIZER, words)):

@@ -1,9 +1,9 @@
-"""Whether a bundle computes what its checkpoint does: stage by stage, and token by token."""
+"""Compares a bundle with its checkpoint: stage by stage, and token by token."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,24 +31,24 @@ from .shapes import TRACED
 
 BATCHES = (1, 3, 8)
 _SCATTER = 0.2
-"""More than three times what the overlap of single pictures scatters around its mean."""
+"""More than three times the scatter of single pictures' overlap around its mean."""
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision may cost."""
+    """The limits of a precision."""
 
     difference: float
-    """Of a float, relative to the largest value of its array."""
+    """The difference of a float, relative to the largest value of its array."""
     agreement: float
-    """Share of the choices that must be the same when they follow from its own features; from
-    the same features all must be, in every precision."""
+    """Share of the choices that must be equal when they follow from the bundle's own features. From
+    equal features all choices must be equal, in every precision."""
     cosine: float | None = None
-    """Mean of the vectors that INT8 and bfloat16 compute, in place of their difference."""
+    """Mean cosine of the vectors that INT8 and bfloat16 compute, in place of their difference."""
     overlap: float | None = None
-    """Mean intersection over union of the tokens kept, in place of their agreement; the mean of
-    a batch may fall short of it by _SCATTER / √batch."""
+    """Mean intersection over union of the tokens kept, in place of their agreement; the mean of a
+    batch may be lower by _SCATTER / √batch."""
 
 
 TOLERANCES = {
@@ -63,46 +63,57 @@ def verify_bundle(
 ) -> list[Comparison]:
     """Runs both on the same pictures and questions, each image with another budget.
 
-    Raises: BundleError, CheckpointError, VerificationError when the bundle is of another
-    checkpoint altogether; FeatureError when one of them gives no numbers."""
+    Raises: BundleError, CheckpointError, VerificationError when the bundle belongs to another
+    checkpoint; FeatureError for NaN or infinity."""
     bundle, checkpoint = open_bundle(folder), find_checkpoint(model, clip)
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
-    eager = EagerBackend(checkpoint, config_of(bundle))
-    backends = list(runtimes(bundle))
     prepare = [image_processor(checkpoint), bundle.image_processor]
     tokenizers = [ClipTokenizer.from_folder(checkpoint.clip_dir), bundle.clip_tokenizer()]
     length = checkpoint.spec.text.max_positions
-    stage, rows = "encoder" if "encoder" in bundle.graphs else "pipeline", []
+    given, rows = dict[int, Arrays](), list[Comparison]()
     for batch in BATCHES:
         pictures, questions = load_pictures(images, batch), load_questions(batch)
         pixels, other_pixels = (processor(pictures) for processor in prepare)
         ids, other_ids = (tokenizer.encode(questions, length)[0] for tokenizer in tokenizers)
         rows.append(_difference(batch, "inputs", "pixel_values", pixels, other_pixels, 0.0))
         rows.append(_agreement(batch, "inputs", "question_ids", ids, other_ids, 1.0))
-        inputs: Arrays = {
+        given[batch] = {
             "pixel_values": pixels,
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
         }
-        expected = run_pipeline(eager, inputs)
-        for name, precision, backend in backends:
-            rows += [
-                replace(row, runtime=f"{name} {precision}")
-                for row in compare_with(expected, backend, precision, stage)
-            ]
+    for name in bundle.compressors:
+        rows += _compare_graphs(bundle.choose(name), checkpoint, given.values())
     if bundle.decoder is not None:
         row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
         rows.append(replace(row, runtime=f"onnx {bundle.decoder.precision}"))
     return rows
 
 
+def _compare_graphs(
+    bundle: Bundle, checkpoint: Checkpoint, batches: Iterable[Arrays]
+) -> Iterator[Comparison]:
+    """The graphs of a bundle with the compress graph that is chosen, in every runtime. One that is
+    not the default has its name behind its stages."""
+    eager, backends = EagerBackend(checkpoint, config_of(bundle)), list(runtimes(bundle))
+    stage = "encoder" if "encoder" in bundle.graphs else "pipeline"
+    default = bundle.compressor == next(iter(bundle.compressors))
+    for inputs in batches:
+        expected = run_pipeline(eager, inputs)
+        for name, precision, backend in backends:
+            for row in compare_with(expected, backend, precision, stage):
+                place = row.stage if default else f"{row.stage} ({bundle.compressor})"
+                yield replace(row, runtime=f"{name} {precision}", stage=place)
+
+
 def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, str, Backend]]:
-    """Everything that this machine can run the bundle in: name, precision, backend."""
+    """All runtimes and precisions in which this machine can run the bundle: name, precision,
+    backend."""
     yield "onnx", bundle.precision, OnnxBackend(bundle, threads=threads)
     if bundle.operators == "onnx" and "openvino" in available_providers():
-        # What is INT8 stays so; the rest of a tower may be bfloat16.
+        # INT8 layers stay INT8; the rest of a tower may be bfloat16.
         rounded = "bf16" if bundle.precision == "fp32" else bundle.precision
         for name, hint, precision in (
             ("openvino", "fp32", bundle.precision),
@@ -123,8 +134,8 @@ def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, 
 def compare_with(
     expected: Arrays, other: Backend, precision: str, stage: str
 ) -> Iterator[Comparison]:
-    """Each graph by itself on the reference's inputs, then all of them on their own, which the rows
-    call `stage`; `expected` is what `run_pipeline` gives for the reference."""
+    """Compares each graph by itself on the reference's inputs, then all of them together on their
+    own. `expected` is the reference's result of `run_pipeline`."""
     batch, limits = len(expected["pixel_values"]), TOLERANCES[precision]
     for graph in TRACED:
         found = other.run(graph, expected)
@@ -132,7 +143,7 @@ def compare_with(
             yield from _compare_tokens(batch, graph, expected, found, 1.0, limits.difference)
             continue
         for name, value in found.items():
-            # A vision graph also gives what other compress graphs of the bundle take.
+            # A vision graph also has outputs for other compress graphs of the bundle.
             if name in expected:
                 yield _compare_floats(batch, graph, name, expected[name], value, limits)
 
@@ -148,7 +159,7 @@ def compare_with(
 
 
 def budgets(batch: int, size: int) -> np.ndarray:
-    """Bounds [B, 2]: what the filter finds, a cap, an exact number, everything, and so on."""
+    """Bounds [B, 2], in turn: the filter's own number, a cap, an exact number, everything."""
     choices = [
         TokenBudget(),
         TokenBudget(max_tokens=max(size // 8, 1)),
@@ -160,8 +171,8 @@ def budgets(batch: int, size: int) -> np.ndarray:
 
 
 def compare_kept(expected: Arrays, found: Arrays) -> tuple[float, float]:
-    """Mean overlap of the patches that each image keeps as they are, and mean cosine of the
-    embeddings of those that both keep; 0 where that is none."""
+    """Mean overlap of the single patches that each image keeps, and mean cosine of the embeddings
+    of patches that both keep; 0 where they share none."""
     overlaps, ours, theirs = [], [], []
     for image in range(len(expected["token_count"])):
         first, second = (_kept(array, image) for array in (expected, found))
@@ -174,8 +185,8 @@ def compare_kept(expected: Arrays, found: Arrays) -> tuple[float, float]:
 
 
 def _kept(arrays: Arrays, image: int) -> dict[int, int]:
-    """Patch -> row, of the tokens that are one patch: stage 0 for its look, 1 for the question."""
-    rows = np.flatnonzero(np.isin(arrays["token_stage"][image], (0, 1)))
+    """Patch -> row, of the tokens that are one patch."""
+    rows = np.flatnonzero(arrays["token_index"][image] >= 0)
     return {int(arrays["token_index"][image, row]): int(row) for row in rows}
 
 
@@ -199,7 +210,7 @@ def _compare_tokens(
     for name in TOKENS:
         if name != "visual_embeds":
             yield _agreement(batch, stage, name, expected[name], found[name], agreement)
-    # Embeddings can be compared where the choices that they follow from are the same.
+    # Embeddings can be compared only where the choices are equal.
     width = min(array["token_index"].shape[1] for array in (expected, found))
     same = expected["token_count"] == found["token_count"]
     for name in ("token_index", "token_stage", "token_centre"):
@@ -231,8 +242,8 @@ def _agreement(
     found: np.ndarray,
     limit: float,
 ) -> Comparison:
-    """The share of equal numbers; where one batch is padded further than the other, the padding
-    that only one has counts as different."""
+    """The share of equal numbers. Where one batch has more padding than the other, the surplus
+    counts as different."""
     size = max(expected.size, found.size)
     if expected.ndim == 2:
         width = min(expected.shape[1], found.shape[1])

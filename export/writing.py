@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that are replaced in one step."""
+"""Files that are complete or absent, and folders that are replaced in one step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from paddle_recomp.errors import RecompError
 from .errors import ExportError
 
 _SINGLE_FILE = 1_900_000_000
-"""Bytes of a graph from which its weights go into a second file: protobuf ends at 2 GB."""
+"""From this number of bytes on, a graph's weights go into a second file, because protobuf ends at 2
+GB."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -40,8 +41,8 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends without an error.
 
-    Until then the old one is untouched, and a process that is killed leaves it as it was; what it
-    left beside it is removed by the next.
+    Until then the old one is untouched, even if the process is killed. The next export removes the
+    new folder that a killed process left.
 
     Raises: ExportError when there is something at `target` that is no bundle, or when the new
     folder cannot be written."""
@@ -69,7 +70,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Removes what processes that no longer live left behind."""
+    """Removes the folders of processes that no longer live."""
     for path in target.parent.glob(f".{target.name}.partial-*"):
         owner = path.name.rpartition("-")[2]
         if owner.isdigit() and not _is_alive(int(owner)):
@@ -87,7 +88,8 @@ def _is_alive(process: int) -> bool:
 
 
 def _flush(folder: Path) -> None:
-    """To the disk before the name changes, so that a power cut leaves no empty files."""
+    """Writes files to the disk before the name changes, so that a power cut leaves no empty
+    files."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -97,7 +99,7 @@ def _flush(folder: Path) -> None:
 
 
 def _exchange(new: Path, target: Path) -> None:
-    """Swaps the two in one step where the system can, so that no moment is without a bundle."""
+    """Swaps the two in one step where the system can, so that there is a bundle at every moment."""
     if not target.exists():
         new.rename(target)
         return

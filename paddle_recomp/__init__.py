@@ -1,8 +1,8 @@
 """Question-guided, recoverable compression of visual tokens for LLaVA-class models.
 
 vlm = load("demo")
-image = vlm.see("street.jpg")                     # the vision tower runs here, once
-print(vlm.ask(image, "what does the sign say?").text)  # each question recompresses the image
+image = vlm.see("paddle_recomp/assets/pictures/scene_5.png")  # the vision tower runs here, once
+print(vlm.ask(image, "what shape is purple?").text)  # each question recompresses the image
 """
 
 from paddle_recomp.compression.config import CompressionConfig, preset

@@ -68,7 +68,7 @@ def _is_instance(value: object, kind: type) -> bool:
 
 @dataclass(frozen=True)
 class TowerOptions(Options):
-    """What the two towers give to a compression method, whichever it is."""
+    """Options of the two towers, for every compression method."""
 
     question_source: Literal["question", "prompt_first_line"] = option(
         "question", "What CLIP reads: the question, or line 0 of the decoded prompt (public code)."
@@ -90,9 +90,9 @@ class TowerOptions(Options):
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How many tokens the pictures of a question may become: what the filter finds (no field set),
-    at most `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest whole
-    token, at least one), as many as let the first token of the answer come within `ttft_ms`
+    """How many tokens the pictures of a question may become: as many as the filter finds (no field
+    set), at most `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest
+    whole token, at least one), as many as let the first token of the answer come within `ttft_ms`
     milliseconds, or `full`: all of them, uncompressed. Several pictures share `tokens` and
     `max_tokens` equally."""
 
@@ -121,7 +121,7 @@ class TokenBudget:
 
     def bounds(self, num_patches: int, num_images: int = 1) -> list[tuple[int, int]]:
         """The least and most tokens for each of the pictures of a question, of `num_patches` each;
-        what cannot be shared equally goes to the first ones.
+        the remainder of an equal share goes to the first ones.
 
         Raises: ConfigError when `tokens` asks for more tokens than there are patches, there is not
         one token for each picture, or only a runner that knows its machine can tell (`ttft_ms`)."""
@@ -158,18 +158,18 @@ class GenerationConfig:
     max_new_tokens: int = 128
     """The longest answer."""
     temperature: float = 0.0
-    """What the logits are divided by before a token is drawn; 0 draws nothing: greedy."""
+    """The logits are divided by it before a token is drawn; 0 means greedy."""
     top_k: int | None = None
     """Draw from this many of the likeliest tokens."""
     top_p: float = 1.0
     """Draw from the fewest likeliest tokens whose mass is at least this."""
     repetition_penalty: float = 1.0
-    """Makes tokens that the answer already has less likely (above 1); the prompt's are free, since
-    an answer may name what was asked about."""
+    """Above 1 it makes tokens that the answer already has less likely; it ignores the prompt,
+    because an answer may repeat words of the question."""
     seed: int | None = None
     """The same seed draws the same answer; None draws another one each time."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; neither they nor what follows are part of it."""
+    """Texts that end the answer; neither they nor any text behind them are part of it."""
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer, besides those of the tokenizer."""
 

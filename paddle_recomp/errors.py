@@ -26,7 +26,7 @@ class ContextLengthError(RecompError, ValueError):
 
 
 class StateError(RecompError, RuntimeError):
-    """A KV cache that cannot be continued like this: it was before, or belongs elsewhere."""
+    """A KV cache that cannot be continued, because it was continued before or belongs elsewhere."""
 
 
 class CheckpointError(RecompError, ValueError):
@@ -46,7 +46,7 @@ class BundleNotFoundError(BundleError, FileNotFoundError):
 
 
 class FeatureError(RecompError, ArithmeticError):
-    """NaN or infinity in what the towers produced."""
+    """NaN or infinity in the outputs of the towers or of the language model."""
 
 
 class DeviceError(RecompError, RuntimeError):

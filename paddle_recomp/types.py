@@ -37,7 +37,7 @@ class Stage(IntEnum):
 
 
 class VisionFeatures(NamedTuple):
-    """What the vision tower gives for an image, once, whatever will be asked about it."""
+    """The outputs of the vision tower for an image, computed once for all questions about it."""
 
     features: Tensor
     """[B, N, C] float: hidden state −2, class token dropped (LLaVA's choice of layer)."""
@@ -70,8 +70,8 @@ class Compressed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
-    """What the language model reads of one picture, with the provenance of every patch: numpy
-    arrays, without the padding that `Compressed` has."""
+    """The visual tokens of one picture as the language model reads them, with the provenance of
+    every patch: numpy arrays, without the padding that `Compressed` has."""
 
     embeds: np.ndarray
     """[1, M, D] float32: the tokens in the language model's width."""
@@ -125,18 +125,18 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    """What was generated, without a token that ends the text; tokens of a stop text are there."""
+    """The generated tokens, without a token that ends the text, but with those of a stop text."""
     stage_counts: dict[str, int]
     """Visual tokens of all pictures by the names of the method's stages."""
     num_patches: int
     """Patches of all pictures."""
     timing: Timing
     compressed: tuple[VisualTokens, ...]
-    """What was read of each picture."""
+    """The visual tokens of each picture."""
     finish_reason: FinishReason
     logprobs: tuple[float, ...]
-    """Of each of `token_ids`: its natural log-probability in the language model's own distribution,
-    whatever the temperature, the penalty and the cuts were."""
+    """The natural log-probability of each of `token_ids` in the language model's own distribution,
+    before temperature, penalty and cuts."""
     stages: tuple[StageInfo, ...] = ()
     """The stages of the method that compressed, in the order of their numbers."""
     prefilled: int = 0
@@ -161,7 +161,7 @@ class AnswerStream:
         self._pieces = write(self)
 
     def cancel(self) -> None:
-        """Ends the answer after the token that is being generated; any thread may say so."""
+        """Ends the answer after the token that is being generated. Any thread may call it."""
         self.cancelled = True
 
     def __iter__(self) -> Iterator[str]:
@@ -169,7 +169,7 @@ class AnswerStream:
         yield from self._pieces
 
     def finish(self) -> Answer:
-        """The answer, after whatever pieces of it are still to come."""
+        """The answer, after all its remaining pieces."""
         for _ in self:
             pass
         assert self.answer is not None

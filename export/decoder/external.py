@@ -1,4 +1,4 @@
-"""Weights in a file beside the graph, written as they come: memory holds one at a time."""
+"""Weights in a file beside the graph, written one by one, so that memory holds one at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from onnx import TensorProto, helper
 
 _ALIGNED = 4096
-"""Bytes to a multiple of which a weight begins, so that a runtime can map it into memory."""
+"""Each weight begins at a multiple of so many bytes, so that a runtime can map it into memory."""
 _INLINE = 1024
-"""Bytes up to which a constant stays in the graph, where shape inference can read it."""
+"""Constants of up to so many bytes stay in the graph, where shape inference can read them."""
 
 
 @dataclass
 class ExternalData:
-    """The open file, and what was written into it."""
+    """The open file, and the tensors written into it."""
 
     name: str
     file: BinaryIO

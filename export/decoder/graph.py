@@ -20,7 +20,7 @@ from .products import GraphWriter, Matrix, Precision, Product
 from .rope import rope_tables
 
 _HEAD_MULTIPLE = 16
-"""What the width of a head must be a multiple of in GroupQueryAttention."""
+"""GroupQueryAttention needs a head whose width is a multiple of this."""
 _MICROSOFT = "com.microsoft"
 
 
@@ -70,9 +70,9 @@ class _Builder:
         return np.pad(halves, missing).reshape(-1, *array.shape[1:])
 
     def positions(self) -> None:
-        """What GroupQueryAttention wants to know, from the lengths before and of this call. Each
-        prompt is said to grow by all of this call's positions: what its padding leaves in the
-        cache is written over before it is ever read."""
+        """The inputs of GroupQueryAttention, from the lengths before and of this call. Each prompt
+        is declared to grow by all positions of this call: later calls overwrite its padding in the
+        cache before anything reads it."""
         add, node = self.graph.data.add, self.graph.node
         one = add("one", np.array([1], dtype=np.int32))
         node("Shape", ["inputs_embeds"], "positions.int64", start=1, end=2)
@@ -88,7 +88,8 @@ class _Builder:
         node("Unsqueeze", ["last.int64", axes], "last.index")
 
     def first_norm(self, value: str, weight: str, output: str) -> str:
-        """In plain operations, which the runtime fuses: its own has no place in ONNX."""
+        """RMS normalisation in plain operations, which the runtime fuses, because opset 17 has no
+        operator for it."""
         add, node = self.graph.data.add, self.graph.node
         node("Pow", [value, add("two", np.array(2, np.float32))], f"{output}.squares")
         node("ReduceMean", [f"{output}.squares"], f"{output}.mean", axes=[-1], keepdims=1)
@@ -99,7 +100,7 @@ class _Builder:
         return node("Mul", [f"{output}.normal", self.vector(weight)], output)
 
     def add_and_norm(self, value: str, residual: str, weight: str, output: str) -> tuple[str, str]:
-        """The sum of both, normalised; and the sum."""
+        """The normalised sum of both, and the sum itself."""
         total = f"{output}.sum"
         self.graph.node(
             "SkipSimplifiedLayerNormalization",
@@ -148,13 +149,13 @@ class _Builder:
         layer, bias, node = f"layers.{number}.mlp", self.spec.mlp_bias, self.graph.node
         gate = self.layer(self.precision.layers, value, f"{layer}.gate_proj", bias)
         up = self.layer(self.precision.layers, value, f"{layer}.up_proj", bias)
-        # x · sigmoid(x), by the name of its approximation of GELU.
+        # x · sigmoid(x), which the runtime offers under the name of its approximation of GELU.
         node("QuickGelu", [gate], f"{layer}.silu", _MICROSOFT, alpha=1.0)
         node("Mul", [f"{layer}.silu", up], f"{layer}.gated")
         return self.layer(self.precision.down, f"{layer}.gated", f"{layer}.down_proj", bias)
 
     def build(self) -> None:
-        """Writes everything."""
+        """Writes the whole graph."""
         spec, graph = self.spec, self.graph
         self.positions()
         for name, table in zip(
@@ -194,7 +195,8 @@ class _Builder:
 
 
 def head_width(spec: LanguageModelSpec) -> int:
-    """Of a head in the cache: head_dim, rounded up to what the runtime can take."""
+    """The width of a head in the cache: head_dim, rounded up to a width that the runtime
+    supports."""
     return -(-spec.head_dim // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
 
 

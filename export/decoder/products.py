@@ -1,4 +1,5 @@
-"""A product with a weight, in each precision: what the graph computes and what the file holds."""
+"""A product with a weight, in each precision: the nodes of the graph and the tensors of the
+file."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ..quantise import dynamic, eight_bits
 from .external import ExternalData
 
 _CHUNK = 1 << 22
-"""Elements of a weight that are in memory as float32 at one time, where its rows allow it."""
+"""So many elements of a weight are in memory as float32 at one time, or a single row if that has
+more."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class GraphWriter:
 
 class Matrix(NamedTuple):
     """A weight [N, K] as a checkpoint stores it, or several on top of each other: views of the
-    files, of which memory never holds all as float32."""
+    files, which are never all in memory as float32."""
 
     name: str
     parts: tuple[np.ndarray, ...]
@@ -51,7 +53,7 @@ class Matrix(NamedTuple):
         return sum(len(part) for part in self.parts), self.parts[0].shape[1]
 
     def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Some rows at a time: which, and their numbers [n, K] float32."""
+        """Some rows at a time: their places, and their numbers [n, K] float32."""
         start = 0
         for part in self.parts:
             step = max(_CHUNK // part.shape[1], 1)
@@ -76,7 +78,7 @@ class Product(Protocol):
 
 @dataclass
 class Float32:
-    """As it is."""
+    """The weight as it is, in float32."""
 
     description = "float32"
 
@@ -118,11 +120,11 @@ class Int8:
 
 @dataclass
 class Blocks:
-    """Weights of four or eight bits with one scale for each block of a row: the small memory."""
+    """Weights of four or eight bits with one scale for each block of a row, for little memory."""
 
     bits: int
     symmetric: bool
-    """Whether zero is the middle level, or has one of its own in each block."""
+    """Whether zero is the middle level, or each block has a zero of its own."""
     block_size: int = 128
     accuracy_level: int = 4
     """4 rounds activations to eight bits and multiplies integers, which is much faster."""
@@ -153,8 +155,8 @@ class Blocks:
         )
 
     def encode(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """[n, K] float32 -> levels [n, blocks, bytes] uint8, scales [n, blocks] float32, and
-        where they are not in the middle the levels of zero."""
+        """[n, K] float32 -> levels [n, blocks, bytes] uint8, scales [n, blocks] float32, and the
+        levels of zero, unless they are in the middle."""
         n, columns = rows.shape
         size, top = self.block_size, 2**self.bits - 1
         blocks = np.pad(rows, ((0, 0), (0, -columns % size))).reshape(n, -1, size)
@@ -181,15 +183,15 @@ class Blocks:
 
 
 class Precision(NamedTuple):
-    """What a decoder multiplies with."""
+    """The kinds of products in a decoder."""
 
     layers: Product
     down: Product
-    """Of the MLP's second layer. The gated activations in front of it have a few channels and
-    positions that are a thousand times larger than all others in trained models of this kind: one
-    range for all would leave those others no levels."""
+    """The product of the MLP's second layer. In trained models of this kind its input, the gated
+    activations, has a few channels and positions that are a thousand times larger than all others,
+    and one range would leave those others no levels."""
     head: Product
-    """Of the output layer, where every error is one of the logits."""
+    """The product of the output layer, where every error is an error of the logits."""
 
     @property
     def description(self) -> dict[str, str]:

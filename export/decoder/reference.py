@@ -1,5 +1,5 @@
-"""The decoder in plain NumPy, one parameter in memory at a time: what a graph is compared with,
-for every kind of decoder and however large it is."""
+"""The decoder in plain NumPy, with one parameter in memory at a time. Graphs are compared with it,
+for decoders of every kind and size."""
 
 from __future__ import annotations
 

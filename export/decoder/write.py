@@ -21,19 +21,20 @@ from .reference import reference_logits
 
 GRAPH, EMBEDDING = "decoder.onnx", "embed_tokens.npy"
 PROMPTS, _PROMPT, _DECODED = 2, 24, 8
-"""Of the comparison, with their positions: read at once, and one by one behind them."""
+"""The prompts of the comparison, with their positions: those read at once, and those read one by
+one."""
 DIFFERENCE = 1e-3
 """Largest difference of a float32 logit, relative to the largest logit."""
 COSINES = {"int8": 0.995, "int4": 0.98}
-"""Mean cosine to the checkpoint's logits that smaller weights keep."""
+"""The least mean cosine to the checkpoint's logits, for smaller weights."""
 
 
 def write_decoder(
     checkpoint: Checkpoint, folder: Path, precision: str, metadata: Mapping[str, str]
 ) -> DecoderInfo:
-    """Writes the graph with its weights, and the embedding, and says how to open them.
+    """Writes the graph with its weights, and the embedding, and returns their description.
 
-    Raises: ExportError when the graph does not compute what the checkpoint says."""
+    Raises: ExportError when the graph's logits differ from the checkpoint's."""
     write_graph(checkpoint, folder / GRAPH, PRECISIONS[precision](), metadata)
     embedding = checkpoint.parameter("language_model", "embed_tokens.weight")
     np.save(folder / EMBEDDING, embedding, allow_pickle=False)
@@ -50,9 +51,8 @@ def write_decoder(
 
 
 def compare_decoder(checkpoint: Checkpoint, folder: Path, precision: str) -> tuple[float, float]:
-    """How far the logits that the files of a folder give are from those of the checkpoint in
-    float32, on tokens that are the same each time: largest difference relative to the largest
-    logit, and mean cosine."""
+    """Compares the logits of a folder's files with those of the checkpoint in float32, on fixed
+    tokens: the largest difference relative to the largest logit, and the mean cosine."""
     spec = checkpoint.spec.language
     ids = np.random.default_rng(0).integers(0, spec.vocab_size, size=(PROMPTS, _PROMPT + _DECODED))
     embedding = checkpoint.parameter("language_model", "embed_tokens.weight")
@@ -63,8 +63,8 @@ def compare_decoder(checkpoint: Checkpoint, folder: Path, precision: str) -> tup
 
 
 def _run(checkpoint: Checkpoint, path: Path, embeds: np.ndarray, packed: bool) -> np.ndarray:
-    """Prompts [B, T, D], the end of them step by step -> logits [B, V]. Weights that are packed
-    for the kernels are a copy in memory, and much faster where they are not float."""
+    """Prompts [B, T, D], the end of them step by step -> logits [B, V]. Packing weights for the
+    kernels copies them in memory, but is much faster for integer weights."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

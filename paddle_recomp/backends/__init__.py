@@ -1,1 +1,2 @@
-"""What runs the graphs: eager Paddle, and whatever else a bundle is exported for."""
+"""The runtimes of the graphs: eager Paddle for checkpoints, and those for which a bundle is
+exported."""

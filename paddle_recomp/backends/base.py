@@ -1,4 +1,4 @@
-"""What every backend offers: named graphs that map named arrays to named arrays."""
+"""The protocol of every backend: named graphs that map named arrays to named arrays."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ class Backend(Protocol):
     """Runs the graphs in front of the language model."""
 
     def inputs(self, graph: Graph) -> tuple[str, ...]:
-        """The names of everything that a graph takes."""
+        """The names of a graph's inputs."""
         ...
 
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by name, all that the graph takes and perhaps more -> its outputs by name."""
+        """Arrays by name, at least the graph's inputs -> its outputs by name."""
         ...
 
 
 def run_pipeline(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs of all three graphs -> these, and what each gives on what stands before it."""
+    """Runs the three graphs, each on the inputs and the outputs of the graphs before it: the inputs
+    of all three -> these inputs and all outputs."""
     arrays = dict(inputs)
     for graph in PIPELINE:
         arrays |= backend.run(graph, arrays)
@@ -31,13 +32,13 @@ def run_pipeline(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, n
 
 
 def run_encoder(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the graph `encoder` gives, by the graphs that it is made of."""
+    """The outputs of the graph `encoder`, computed by the three graphs of which it is made."""
     arrays = run_pipeline(backend, inputs)
     return {name: arrays[name] for name in TOKENS}
 
 
 def check_finite(arrays: dict[str, np.ndarray], suspect: str = "the weights") -> None:
-    """Refuses what no comparison of scores could make sense of.
+    """Refuses arrays whose scores cannot be compared.
 
     Raises: FeatureError naming the array that holds NaN or infinity, and the suspect."""
     for name, value in arrays.items():

@@ -19,7 +19,7 @@ def available_devices() -> list[str]:
 def place(device: str) -> Tensor:
     """The Paddle place of `cpu`, `gpu` (the first one) or `gpu:N`.
 
-    Raises: DeviceError listing the devices that there are."""
+    Raises: DeviceError listing the devices of this machine."""
     available = available_devices()
     name = "gpu:0" if device == "gpu" else device
     if not re.fullmatch(r"cpu|gpu:\d+", name) or name not in available:

@@ -32,7 +32,7 @@ class EagerBackend:
         """Raises: DeviceError, CheckpointError, ConfigError (unknown method)."""
         self.place = place(device)
         with paddle.device.device_guard(device):
-            # Random numbers for parameters that are about to be loaded take longer than loading.
+            # Drawing random parameters would take longer than loading those that replace them.
             with paddle.LazyGuard():
                 self.visual_encoder = VisualEncoder(checkpoint.spec, config)
             for part in _PARTS:

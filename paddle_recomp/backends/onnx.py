@@ -1,4 +1,4 @@
-"""ONNX Runtime: the graphs of a bundle, on whatever execution provider is installed."""
+"""ONNX Runtime: the graphs of a bundle, on an execution provider that is installed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class OnnxBackend:
         threads: int | None = None,
         precision: str | None = None,
     ) -> None:
-        """`providers` in the order of preference, by short name; what they cannot compute runs
-        on the CPU. `threads` for one operator; None: as many as there are cores. `precision` of
-        what is float in the vision tower, for openvino: fp32 (default) or bf16.
+        """`providers` in the order of preference, by short name; what they cannot compute runs on
+        the CPU. `threads` for one operator; None: as many as there are cores. `precision` is that
+        of the float part of the vision tower, for openvino: fp32 (default) or bf16.
 
         Warns: RecompWarning where a provider has to share a graph with the CPU.
         Raises: DeviceError listing the providers that are installed; ConfigError."""
@@ -46,7 +46,7 @@ class OnnxBackend:
         self._opening = threading.Lock()
 
     def open(self, graphs: Sequence[Graph]) -> None:
-        """Loads graphs ahead of their first run, so that no question pays for it.
+        """Loads graphs before their first run, so that no question waits for it.
 
         Raises: BundleError for a broken graph; DeviceError when a provider does not start."""
         for graph in graphs:
@@ -59,7 +59,7 @@ class OnnxBackend:
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`. Without a fused graph in the bundle, `encoder` runs the other three.
 
-        Raises: FeatureError when what comes out is not finite; BundleError for a broken graph;
+        Raises: FeatureError when an output is not finite; BundleError for a broken graph;
         DeviceError when a provider does not start."""
         if graph == "encoder" and graph not in self.bundle.graphs:
             return run_encoder(self, inputs)
@@ -71,7 +71,8 @@ class OnnxBackend:
         return arrays
 
     def _session(self, graph: Graph) -> Any:
-        # Threads that come to a graph at once would each open a session, with weights of its own.
+        # Without a lock, threads that reach a graph at once would each open a session with weights
+        # of its own.
         with self._opening:
             if graph not in self._sessions:
                 self._sessions[graph] = self._open(graph)

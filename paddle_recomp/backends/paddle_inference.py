@@ -26,14 +26,14 @@ except ModuleNotFoundError as error:
 from paddle_recomp.backends.devices import place
 
 _DROPPED_PASSES = (
-    # It joins integer operations as if they were float: the compressor's indices come out wrong.
+    # It joins integer operations as if they were float, so the compressor's indices come out wrong.
     "elementwise_act_onednn_fuse_pass",
-    # It joins the text tower's mask to a product for which oneDNN has no more than a plain loop:
+    # It joins the text tower's mask to a product for which oneDNN has only a plain loop, which is
     # ten times slower. Other graphs gain nothing from it.
     "matmul_elementwise_add_fuse_pass",
 )
 _GPU_MEMORY_MB = 256
-"""That a predictor takes at first; it grows."""
+"""A predictor takes so much memory at first; it grows."""
 
 
 class Predictor:
@@ -55,15 +55,15 @@ class Predictor:
         try:
             config = _config(program, params, bf16, device, threads)
             self._predictor = inference.create_predictor(config)
-        except Exception as error:  # Paddle raises whatever its C++ code threw.
+        except Exception as error:  # Paddle raises any exception of its C++ code.
             raise BundleError(f"{program} cannot be loaded: {_reason(error)}") from error
         self._inputs: tuple[str, ...] = tuple(self._predictor.get_input_names())
         self._outputs: tuple[str, ...] = tuple(self._predictor.get_output_names())
         self._lock = threading.Lock()
 
     def run(self, inputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Arrays by name -> the first outputs, by these names: Paddle has numbers for them, and a
-        graph may have further ones that nobody needs."""
+        """Arrays by name -> the first outputs, by these names. Paddle itself has numbers for
+        outputs, and a graph may have further ones that nobody needs."""
         with self._lock:
             for name in self._inputs:
                 handle = self._predictor.get_input_handle(name)
@@ -76,9 +76,10 @@ class Predictor:
 class PaddleInferenceBackend:
     """Runs a bundle in Paddle Inference; each graph is loaded by `open`, or when it is first used.
 
-    In bfloat16 and INT8 only the towers are: the compressor compares scores, which would round to
-    ties. As Paddle cannot keep a part of a graph in float32, `encoder` then runs the other three,
-    one after the other, as it does where the bundle has none. INT8 is experimental."""
+    In bfloat16 and INT8 only the towers run in that precision, because the compressor compares
+    scores, which would round to ties. Paddle cannot keep a part of a graph in float32, so `encoder`
+    then runs the other three graphs, one after the other, as it does for a bundle without
+    `encoder`. INT8 is experimental."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class PaddleInferenceBackend:
         many as there are cores.
 
         Raises: BundleError when the bundle was exported without Paddle's files; ConfigError;
-        DeviceError when the device or the precision is not to be had on this machine."""
+        DeviceError when this machine does not have the device or the precision."""
         self.files = _paddle_info(bundle)
         if precision not in self.files.precisions:
             raise ConfigError(
@@ -110,7 +111,7 @@ class PaddleInferenceBackend:
         self._lock = threading.Lock()
 
     def open(self, graphs: Sequence[Graph]) -> None:
-        """Loads graphs ahead of their first run, so that no question pays for it.
+        """Loads graphs before their first run, so that no question waits for it.
 
         Raises: BundleError for a broken graph."""
         for graph in graphs:
@@ -123,7 +124,7 @@ class PaddleInferenceBackend:
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`. Threads that run the same graph take turns.
 
-        Raises: FeatureError when what comes out is not finite; BundleError for a broken graph."""
+        Raises: FeatureError when an output is not finite; BundleError for a broken graph."""
         if graph == "encoder" and (self.precision != "fp32" or graph not in self.files.graphs):
             return run_encoder(self, inputs)
         arrays = self._predictor(graph).run(inputs, self.bundle.graphs[graph].outputs)
@@ -185,6 +186,6 @@ def _config(program: Path, params: Path, bf16: bool, device: str, threads: int |
 
 
 def _reason(error: Exception) -> str:
-    """Paddle's messages are pages of C++ with one line in them that says what is wrong."""
+    """The line with the error, of Paddle's messages, which are pages of C++."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "Error" in line or line.startswith("(")), str(error))

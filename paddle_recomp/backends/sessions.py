@@ -64,18 +64,18 @@ def open_session(
 ) -> Any:
     """The session of a graph. `providers` in the order of preference, by short name; what they
     cannot compute runs on the CPU. `threads` for one operator; None: as many as there are cores.
-    `precision` is what OpenVINO computes in where the graph has float, by default fp32.
-    `any_length` is for a graph whose inputs have another shape nearly every time.
+    `precision` is that of OpenVINO for the float part of the graph, by default fp32. `any_length`
+    is for a graph whose inputs have another shape nearly every time.
 
     Raises: BundleError for a graph that cannot be loaded; DeviceError when a provider does not
     start."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
-    # Each session has threads of its own. Those of one would go on spinning after its run, on the
-    # cores that the next needs: the compressor took twice as long right after the vision tower.
+    # Each session has threads of its own. After a run they would go on spinning on the cores that
+    # the next session needs: the compressor took twice as long right after the vision tower.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # A plan is made for each shape, and takes its own block of memory.
+    # The runtime makes a plan for each shape, and each plan takes its own block of memory.
     options.enable_mem_pattern = not any_length
     wanted = [PROVIDERS[name] for name in providers]
     given = [_openvino(threads, precision) if name == "openvino" else {} for name in providers]
@@ -85,7 +85,7 @@ def open_session(
         )
     except Exception as error:  # The runtime has an exception class for each status.
         raise BundleError(f"{path} cannot be loaded: {error}") from error
-    # A provider whose libraries are missing is dropped by the runtime with no more than a log.
+    # The runtime drops a provider whose libraries are missing, and only logs that.
     started = session.get_providers()
     for name, full in zip(providers, wanted, strict=True):
         if full not in started:
@@ -95,7 +95,8 @@ def open_session(
 
 
 def _openvino(threads: int | None, precision: str | None) -> dict[str, str]:
-    """Without these it takes half the cores, and a third more time for the same INT8 graph."""
+    """OpenVINO's options. Without them it uses half the cores, and takes a third more time for the
+    same INT8 graph."""
     hints = {
         "INFERENCE_PRECISION_HINT": _OPENVINO_HINTS[precision or "fp32"],
         "INFERENCE_NUM_THREADS": str(threads or os.cpu_count()),

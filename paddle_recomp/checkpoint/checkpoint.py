@@ -27,7 +27,7 @@ from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
 @dataclass(frozen=True)
 class Checkpoint:
     """A LLaVA folder with its CLIP folder. Made by `open_checkpoint`, which has compared every
-    name, shape and type with what `spec` asks for."""
+    name, shape and type with those that `spec` asks for."""
 
     spec: ModelSpec
     model_dir: Path
@@ -35,9 +35,9 @@ class Checkpoint:
     _parts: Parts
 
     def parameters(self, part: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-        """Each canonical name of a part with its array, shaped as `expected` says, in the order
-        of the files. float32 and float16 come as read-only views of the file, bfloat16 widened
-        to float32; an array that is not kept leaves the memory before the next one comes.
+        """Each canonical name of a part with its array, shaped as `expected` says, in the order of
+        the files. float32 and float16 come as read-only views of the file, bfloat16 is widened to
+        float32. An array that is not kept leaves the memory before the next one comes.
 
         Raises: CheckpointError for an unknown part, or a file that has gone meanwhile."""
         stored = self._part(part).items()

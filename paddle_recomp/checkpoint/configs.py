@@ -52,11 +52,12 @@ _LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
         "eos_token_id": 2,
     },
 }
-"""What transformers takes where a config.json leaves a field out and the types differ."""
+"""The defaults of transformers for fields that a config.json leaves out, where they differ between
+model types."""
 
 
 class ClipConfig(NamedTuple):
-    """What the CLIP folder's config.json says."""
+    """The content of the CLIP folder's config.json."""
 
     vision: VisionTowerSpec
     text: TextTowerSpec
@@ -64,7 +65,7 @@ class ClipConfig(NamedTuple):
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of what is wrong with a field of it."""
+    """Puts the file's name in front of an error about one of its fields."""
     try:
         yield
     except CheckpointError as error:
@@ -80,7 +81,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def read_clip_config(folder: Path) -> ClipConfig:
     """The towers of a CLIP folder.
 
-    Raises: CheckpointNotFoundError without config.json; CheckpointError for what is in it."""
+    Raises: CheckpointNotFoundError without config.json; CheckpointError for a field that cannot be
+    used."""
     config = _read_config(folder)
     with _naming(folder / "config.json"):
         choice(config, "model_type", ("clip",))
@@ -143,12 +145,12 @@ def _text(config: Json, projection_dim: int) -> TextTowerSpec:
 def read_model_config(folder: Path, clip: ClipConfig) -> ModelSpec:
     """The whole model: a LLaVA folder of either layout, with the towers of its CLIP folder.
 
-    Raises: CheckpointNotFoundError without config.json; CheckpointError for what is in it, or
-    when its vision tower differs from CLIP's."""
+    Raises: CheckpointNotFoundError without config.json; CheckpointError for a field that cannot be
+    used, or when its vision tower differs from CLIP's."""
     config = _read_config(folder)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        # What a model stops at is decided there; config.json often knows only one of the ids.
+        # The end tokens are decided there; config.json often has only one of the ids.
         overrides = {"eos_token_id": read_json(generation).get("eos_token_id")}
     else:
         overrides = {}

@@ -51,7 +51,7 @@ CLIP_RULES: Rules = (
     ("text_projection.", "text_tower", "text_projection."),
 )
 
-# Buffers that are computed anew, and the scale of CLIP's training loss.
+# Buffers that are recomputed, and the scale of CLIP's training loss.
 _IGNORED_ENDS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 _IGNORED_KEYS = ("logit_scale",)
 

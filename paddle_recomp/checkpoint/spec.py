@@ -14,7 +14,7 @@ PARTS = ("vision_tower", "text_tower", "projector", "language_model")
 LANGUAGE_MODELS = ("llama", "qwen2", "mistral")
 """The model_types of the decoders that can be read."""
 
-_MAX_LAYERS = 1000  # what a file claims must not fill the memory with names
+_MAX_LAYERS = 1000  # a false claim of a file must not fill the memory with names
 
 
 def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -102,7 +102,7 @@ class TextTowerSpec:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """What turns visual tokens into the language model's width.
+    """The projector, which brings visual tokens to the language model's width.
 
     Raises: CheckpointError for an unknown kind or activation."""
 

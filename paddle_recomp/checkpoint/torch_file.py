@@ -1,9 +1,8 @@
 """The table of contents of a file that torch.save wrote, read without torch.
 
 Such a file is a zip archive: `data.pkl` describes the tensors, `data/<key>` holds each storage as
-plain bytes. The pickle may only name what describes tensors; anything else is refused before it
-is looked up, so that no code of the file runs.
-"""
+plain bytes. The pickle may only name things that describe tensors. Any other name is refused before
+it is looked up, so no code of the file runs."""
 
 from __future__ import annotations
 
@@ -150,7 +149,7 @@ def _unpickle(path: Path, data: bytes) -> dict[str, _View]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict")
-    # The file may have put attributes on an OrderedDict, so its methods are not asked.
+    # The file may have put attributes on an OrderedDict, so its methods are not called.
     for key, value in dict.items(content):
         if not isinstance(key, str) or not isinstance(value, _View):
             name = key if isinstance(key, str) else type(key).__name__
@@ -165,7 +164,7 @@ class _Unpickler(pickle.Unpickler):
         """The stand-in for one of the few names that describe tensors.
 
         Raises: CheckpointError for any other name, which is not even imported."""
-        # Lambdas, made anew: what a file does to the object that it gets, it does to no other.
+        # A new lambda each time: a file can change only the object that it gets, no shared one.
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _view(*args),
@@ -191,7 +190,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View:
-    """Checks what the file says about a tensor; the bounds are checked against its storage."""
+    """Checks the file's description of a tensor, and its bounds against its storage."""
     sizes = (shape, strides)
     if (
         not isinstance(storage, _Storage)

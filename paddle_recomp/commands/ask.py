@@ -59,7 +59,7 @@ def ask(
 
 
 def check_inputs(images: Sequence[Path], question: str, output: Path | None) -> list[Image.Image]:
-    """The pictures. Everything that can be refused before a model is loaded is refused here.
+    """The pictures. Input is checked here as far as that is possible before a model is loaded.
 
     Raises: ConfigError; ImageError."""
     if not images and Path(question).is_file():

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from paddle_recomp.errors import RecompError, RecompWarning
 
-# Typer brings its own copy of click and exports of its errors only this subclass.
+# Typer has its own copy of click, and exports only this subclass of click's errors.
 _UsageError: Any = typer.BadParameter.__base__
 
 
@@ -48,10 +48,11 @@ def _refuse(name: str, message: str) -> int:
 
 
 class OnProgress(Protocol):
-    """What long work reports to: how much of how much is done, and what is being done now."""
+    """Long work reports to it: the amount done, the whole amount, and a name for the current
+    step."""
 
     def __call__(self, done: int, total: int, title: str | None = None) -> None:
-        """`title` None leaves the words as they are."""
+        """With `title` None the words stay the same."""
         ...
 
 
@@ -59,8 +60,8 @@ class OnProgress(Protocol):
 def progress_bar(
     console: Console, title: str, *, of_bytes: bool = False, delay: float = 0.0
 ) -> Iterator[OnProgress]:
-    """A progress bar on a terminal, gone when the block ends; it shows up with the first report
-    after `delay` seconds, so that work which is soon done shows none."""
+    """A progress bar on a terminal, which disappears when the block ends. It appears with the first
+    report after `delay` seconds, so that short work shows no bar."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -89,7 +90,7 @@ def progress_bar(
 
 @contextmanager
 def warnings_as_lines() -> Iterator[list[str]]:
-    """Our own warnings become one line each on stderr; those of libraries are not the user's."""
+    """Prints each of our own warnings as one line on stderr, and hides those of libraries."""
     messages: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
@@ -106,7 +107,8 @@ def warnings_as_lines() -> Iterator[list[str]]:
 
 @contextmanager
 def quiet_paddle() -> Iterator[None]:
-    """paddle and paddlenlp log their start-up; an answer should stand alone."""
+    """Hides the lines that paddle and paddlenlp log when they start, so that an answer stands
+    alone."""
     os.environ.setdefault("GLOG_minloglevel", "2")
     logging.disable(logging.WARNING)
     try:

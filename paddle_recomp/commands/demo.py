@@ -56,7 +56,7 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     """Asks two questions about each of several pictures, seen once; prints a table of what was
     kept and how long it took, and writes an overlay for each question into `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    # The first run of a kernel pays for its set-up; a demonstration shows the steady state.
+    # The first run of a kernel includes its set-up, which a demonstration should not show.
     first = next(iter(demo_pictures()))
     vlm.ask(first, "what is it?", budget, GenerationConfig(max_new_tokens=2))
     with working(console, "seeing and answering"):
@@ -104,7 +104,8 @@ def _answer_table(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> Tabl
 
 
 def _saving(answers: list[tuple[DemoQuestion, Answer, SeenImage]]) -> str:
-    """The cost of second questions about a picture beside that of first ones, over all pictures."""
+    """The time of the second questions about a picture beside that of the first ones, over all
+    pictures."""
     first = sum(answer.timing.first_token + seen.seconds for _, answer, seen in answers[::2])
     second = sum(answer.timing.first_token for _, answer, _ in answers[1::2])
     return (

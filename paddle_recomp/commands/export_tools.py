@@ -1,5 +1,5 @@
 """The tools of an export, which are a package of their own: the library never imports it, but finds
-it by the entry points of what is installed, and loads it when a command needs it."""
+it by the entry points of installed packages, and loads it when a command needs it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from paddle_recomp.commands.console import quiet_paddle
 from paddle_recomp.errors import MissingDependencyError
 
 GROUP = "paddle_recomp.export"
-"""Of entry points. Under `export` stands a function of arguments and of the command's name, which
-gives an exit code; under `verify` one that compares a bundle with its checkpoint."""
+"""The group of entry points. `export` names a function of the arguments and of the command's name,
+which returns an exit code; `verify` names a function that compares a bundle with its checkpoint."""
 REMEDY = "pip install 'paddle-recomp[paddle,export]'"
 _PACKAGES = ("paddle", "paddlepaddle", "paddle2onnx", "onnx", "onnxruntime")
 
 
 def find_tool(name: Literal["export", "verify"]) -> Any:
-    """What an entry point of GROUP leads to.
+    """The function that an entry point of GROUP names.
 
     Raises: MissingDependencyError when there is none, or when it does not import."""
     with export_required(), quiet_paddle():
@@ -34,7 +34,7 @@ def find_tool(name: Literal["export", "verify"]) -> Any:
 
 @contextmanager
 def export_required() -> Iterator[None]:
-    """A package of the extras that is missing becomes one line that names the extras.
+    """Turns the error about a missing package into one line that names the extras.
 
     Raises: MissingDependencyError."""
     try:

@@ -1,4 +1,4 @@
-"""The command `info`: what a folder holds."""
+"""The command `info`: the content of a folder."""
 
 from __future__ import annotations
 

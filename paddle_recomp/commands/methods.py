@@ -1,4 +1,4 @@
-"""`recomp methods`: the compression methods that there are, as their declarations say."""
+"""`recomp methods`: the known compression methods, from their declarations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The options that commands share. Each is declared once, as a field of a dataclass that says what
-its options mean together; a command takes such a dataclass as a parameter."""
+"""The options that commands share. Each is declared once, as a field of a dataclass whose methods
+interpret the options together; a command takes such a dataclass as a parameter."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ DeviceOption = Annotated[
 
 def with_options(command: Callable[..., _T]) -> Callable[..., _T]:
     """Makes a function a command of typer. A parameter that is a dataclass of options stands for
-    all fields of it, nested ones too: typer sees each of them as a parameter, and the function is
+    all its fields, nested ones too: typer sees each field as a parameter, and the function is
     called with the dataclass."""
     hints = get_type_hints(command, include_extras=True)
     hints.pop("return", None)
@@ -99,7 +99,7 @@ def _shown(options: Any) -> list[inspect.Parameter]:
 
 
 def _filled(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Each name with what typer found for it, or with the dataclass of what it found."""
+    """The arguments of a command: typer's values, with each group of them as its dataclass."""
     return {
         name: hint(**_filled(get_type_hints(hint, include_extras=True), given))
         if isinstance(hint, type) and is_dataclass(hint)
@@ -162,7 +162,7 @@ class BudgetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedBudgetOptions(BudgetOptions):
-    """The same where a language model answers, whose time can be limited."""
+    """The same for commands with a language model, whose time to the first token can be limited."""
 
     ttft_ms: Annotated[
         float | None,
@@ -206,7 +206,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """What runs the model."""
+    """The runtime of a model."""
 
     device: DeviceOption = "cpu"
     backend: Annotated[
@@ -226,7 +226,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenRuntimeOptions(RuntimeOptions):
-    """The same, and which of the bundle's graphs compresses."""
+    """The same, with the choice among a bundle's compressors."""
 
     compress: Annotated[
         str | None,
@@ -236,7 +236,7 @@ class ChosenRuntimeOptions(RuntimeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """What `ask` and `chat` share: a model, how it compresses, and how it answers."""
+    """The options that `ask` and `chat` share: a model, how it compresses, and how it answers."""
 
     model: ModelOption = "demo"
     clip: ClipOption = None
@@ -253,7 +253,7 @@ class AnswerOptions:
     def load(self, console: Console, features: FeatureCache | None) -> VLM:
         """The model that the options name, behind a progress bar.
 
-        Raises: ConfigError, and what `vlm.loading.load` raises."""
+        Raises: ConfigError, and as `vlm.loading.load`."""
         from paddle_recomp.vlm.loading import load
 
         run_by, config = self.runtime, self.compression.build()

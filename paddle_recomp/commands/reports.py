@@ -30,8 +30,8 @@ STEPS = {
 
 @contextmanager
 def working(console: Console, what: str) -> Iterator[None]:
-    """Shows that something is being done. Elsewhere than on a terminal there is nothing to
-    animate, only an empty line to leave."""
+    """Shows on a terminal that work goes on. Elsewhere it shows nothing, because an animation would
+    leave an empty line."""
     with console.status(what) if console.is_terminal else nullcontext():
         yield
 
@@ -52,7 +52,7 @@ def timing_line(timing: Timing) -> str:
 
 
 def cost_lines(answer: Answer) -> list[str]:
-    """What stands under an answer: whether it was cut, and what it cost."""
+    """The lines below an answer: whether it was cut, its tokens and its times."""
     lines = [token_line(answer), timing_line(answer.timing)]
     if answer.finish_reason == "length":
         lines.insert(0, f"cut at the longest answer: --max-new-tokens {len(answer.token_ids)}")
@@ -60,7 +60,7 @@ def cost_lines(answer: Answer) -> list[str]:
 
 
 def print_answer(console: Console, answer: Answer) -> None:
-    """The answer, and what stands under it."""
+    """Prints the answer and the lines below it."""
     console.print(answer.text, markup=False)
     for line in cost_lines(answer):
         console.print(line, style="dim", markup=False, soft_wrap=True)
@@ -94,7 +94,7 @@ def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict
 
 
 def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
-    """What a bundle holds."""
+    """Prints the content of a bundle."""
     summary = {
         "bundle": str(bundle.folder),
         "precision": bundle.precision,
@@ -130,7 +130,7 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
 
 
 def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) -> None:
-    """What a checkpoint holds."""
+    """Prints the content of a checkpoint."""
     spec = checkpoint.spec
     parts = {
         part: {

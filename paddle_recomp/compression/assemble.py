@@ -68,8 +68,8 @@ def assemble(
         place = (row - kept_count).clip(min=0)
         place = paddle.minimum(place, paddle.full_like(place, rest_place))
         place = paddle.where(is_rest, paddle.full_like(place, rest_place), place)
-        # Gathered and added, because to put all patches and all merged tokens into one array for
-        # one gather copies every patch.
+        # Two gathers are added, because one gather over patches and merged tokens in one array
+        # would copy every patch.
         made = ops.take_rows(paddle.matmul(merged.weights, features), place)
         is_made = paddle.logical_or(is_merged, is_rest)
         tokens = tokens + made * is_made.astype(features.dtype).unsqueeze(-1)
@@ -101,7 +101,7 @@ def _patch_of(centre: Tensor, place: Tensor) -> Tensor:
 
 
 def _with_merged_owners(owner: Tensor, kept: Tensor, kept_count: Tensor, merged: Merged) -> Tensor:
-    """Adds to the owners [B, N] of the kept patches those of all others."""
+    """Adds the owners of all other patches to the owners [B, N] of the kept ones."""
     has_rest = merged.n_rest.unsqueeze(1) > 0
     rest_row = kept_count + merged.n_centres.unsqueeze(1) + paddle.zeros_like(owner)
     left = paddle.logical_and(has_rest, paddle.logical_not(kept))

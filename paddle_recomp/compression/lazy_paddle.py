@@ -10,6 +10,6 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module("paddle"), name)
-    # The next use finds it as an ordinary attribute of this module.
+    # From now on it is an ordinary attribute of this module.
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""Merging of patches around centres, which several methods share: who joins whom, how strongly.
+"""Merging of patches around centres, which several methods share.
 
 B images, N patches, C width, K centres."""
 
@@ -30,7 +30,7 @@ def first_centres(order: Tensor, rank: Tensor, among: Tensor, count: Tensor) -> 
 
     Shapes: order [B, N] int64 (patch at each rank), rank [B, N] int64 (place of each patch), among
     [B, N] bool (which patches may become centres)."""
-    # At least one row, masked where there is no centre: kernels dislike empty axes.
+    # At least one row, masked where there is no centre, because kernels fail on empty axes.
     rows = count.max().clip(min=1)
     chosen = paddle.logical_and(rank < count.unsqueeze(1), among)
     return Centres(order[:, :rows], count, chosen, rank)

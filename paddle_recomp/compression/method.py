@@ -1,4 +1,4 @@
-"""The declaration of a compression method: everything that is said about it, said once.
+"""The declaration of a compression method, which is the only place that says anything about it.
 
 Help texts, `recomp methods`, the table of docs/methods.md, the counts of an answer, the legend of
 an overlay and the inputs of the exported graphs all follow from it. No paddle here."""
@@ -16,8 +16,8 @@ Place = Literal["after_tower", "between_layers", "in_language_model"]
 
 
 class MethodInputs(NamedTuple):
-    """Everything that a method may read: a closed list. An input that a method does not declare is
-    None. B images, N patches, C vision width, P joint width, D language-model width, W words."""
+    """The closed list of all inputs that a method may read. An input that a method does not declare
+    is None. B images, N patches, C vision width, P joint width, D language-model width, W words."""
 
     features: Tensor
     """[B, N, C] float: the hidden state of each patch that the projector reads."""
@@ -52,7 +52,7 @@ INPUTS: dict[str, str] = {
     "projected_patches": "every patch behind the projector",
     "grid": "rows and columns of the patches",
 }
-"""What a method may declare to read. `word_embeds` brings `word_mask` with it."""
+"""The inputs that a method may declare. `word_embeds` brings `word_mask` with it."""
 
 _GRAPH_INPUTS: Mapping[str, tuple[str, ...]] = {
     "word_embeds": ("word_embeds", "word_mask"),
@@ -81,7 +81,7 @@ class Method:
     inputs: tuple[str, ...]
     """Names in INPUTS. `features` is always read: it becomes the tokens."""
     stages: tuple[StageInfo, ...]
-    """What the numbers in `Compressed.stage` stand for, from 0 on."""
+    """The stages that the numbers in `Compressed.stage` stand for, from 0 on."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named sets of its own options and of those of the towers."""
     acts: Place = "after_tower"

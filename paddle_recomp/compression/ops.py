@@ -73,14 +73,14 @@ def outlier_count(
     value = paddle.where(valid, value, paddle.zeros_like(value))
 
     k = min(neighbours, size - 1)
-    # Beyond any score, and finite, so that its product with zero is zero. Each written out, because
-    # the exporter negates and halves in float32, where they are infinite.
+    # Numbers beyond any score, but finite, so that their product with zero is zero. Each is written
+    # out, because the exporter negates and halves in float32, where they are infinite.
     low, high, half = (paddle.full([1], x, dtype="float64") for x in (-1e300, 1e300, 5e299))
     nothing = paddle.zeros_like(value[:, :1])
     window = _windows(paddle.where(valid, value, low), nothing + high, nothing + low, k)
     distance = (window - value.unsqueeze(1)).abs()
-    # The k nearest follow one another in sorted order: k + 1 places with the point among them,
-    # which begin further on as long as that brings a nearer point for a farther one.
+    # The k nearest are consecutive in sorted order: k + 1 places with the point among them. They
+    # begin further on as long as that exchanges a farther point for a nearer one.
     first = (distance[:, :k] > distance[:, k + 1 :]).astype("int64").sum(axis=1, keepdim=True)
     place = paddle.arange(2 * k + 1, dtype="int64").reshape([1, -1, 1])
     near = paddle.logical_and(place >= first, place <= first + k)
@@ -98,7 +98,7 @@ def outlier_count(
     around = (_windows(density, nothing, nothing, k) * near).sum(axis=1)
     factor = around * share * paddle.reciprocal(density)
 
-    # A point alone has no neighbours, so it stands out from nothing.
+    # A single point has no neighbours, so it is no outlier.
     outlier = paddle.logical_and(factor > threshold, paddle.logical_and(valid, count > 1))
     if side == "above_median":
         outlier = paddle.logical_and(outlier, value > _sorted_median(value, count))
@@ -106,11 +106,11 @@ def outlier_count(
 
 
 def _windows(x: Tensor, before: Tensor, after: Tensor, k: int) -> Tensor:
-    """What lies up to k places before and after each value: x [B, N], the ends [B, 1] that it is
-    continued by -> [B, 2k + 1, N].
+    """The values up to k places before and after each value: x [B, N], with the values [B, 1] that
+    continue it at its ends -> [B, 2k + 1, N].
 
-    Repetitions of a row of length L, read in rows of L + 1, begin one place later each time; the
-    gather that does the same copies number by number."""
+    If a row of length L is repeated and read in rows of L + 1, each begins one place later. A
+    gather would do the same, but copies number by number."""
     size, rows = x.shape[1], 2 * k + 1
     long = paddle.concat([before] * k + [x] + [after] * k, axis=1)
     width = size + 2 * k + 1
@@ -136,7 +136,7 @@ def descending_order(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     lowest = paddle.full([1], float("-inf"), dtype=scores.dtype)
     order = paddle.argsort(paddle.where(mask, scores, lowest), axis=1, descending=True, stable=True)
     place = paddle.zeros_like(order) + paddle.arange(scores.shape[1], dtype="int64")
-    # Into an array of its own: a saved graph writes into the first argument, which no other may be.
+    # The result needs an array of its own, because a saved graph writes into the first argument.
     empty = paddle.zeros_like(order)
     return order, paddle.put_along_axis(empty, order, place, axis=1, broadcast=False)
 
@@ -150,9 +150,9 @@ def top(scores: Tensor, mask: Tensor, count: Tensor) -> Tensor:
 def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) -> list[Tensor]:
     """Brings the counts that the filter found within the bounds.
 
-    A count outside them is replaced by the nearest bound, which the groups then share in the
-    proportion that the filter found (rounded so that they sum to it exactly); where the filter
-    found nothing, the first two share it equally. A bound of all patches makes all of them visual.
+    A sum outside them is replaced by the nearest bound. The groups share that in the proportion
+    that the filter found, rounded so that they sum to it exactly; if the filter found nothing, the
+    first two share it equally. A bound of all patches makes all of them visual.
 
     Shapes: three groups [B], rest [B] (1 where a rest token may be added) and bounds [B, 2] of
     int64 -> the three groups and the rest token, [B] each."""
@@ -170,7 +170,7 @@ def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) 
     # Rounding the running sum, not each group, keeps the total exact.
     new_visual = (2 * share * weight_visual + total) // (2 * total)
     new_both = (2 * share * (weight_visual + weight_text) + total) // (2 * total)
-    # With every patch kept there is nothing to choose or merge: no compression at all.
+    # With every patch kept there is nothing to choose or merge.
     new_visual, new_both = (
         paddle.where(target == size, share, some) for some in (new_visual, new_both)
     )

@@ -1,5 +1,5 @@
-"""The compression methods that there are: one file of `methods/` declares one or more. No paddle
-here: a declaration is read without it."""
+"""All compression methods: each file of `methods/` declares one or more. No paddle here: a
+declaration is read without it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METHODS: Mapping[str, Method] = _by_name(_declared())
 def get_method(name: str) -> Method:
     """The method of that name.
 
-    Raises: ConfigError listing the methods that there are."""
+    Raises: ConfigError listing all methods."""
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
     return METHODS[name]

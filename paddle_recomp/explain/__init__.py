@@ -1,5 +1,5 @@
-"""The picture of an answer: which patches were kept, for which reason, and what became of the
-others."""
+"""The picture of an answer: which patches were kept, for which reason, and where the others
+went."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ def draw_answer(
     question: str,
     answer: str | None = None,
 ) -> Image.Image:
-    """`draw_overlay` for each picture that the processor prepared, side by side: CLIP's grid is a
-    square one."""
+    """`draw_overlay` for each picture that the processor prepared, side by side. The grid is
+    square, as CLIP's is."""
     pages = []
     for picture, one in zip(pictures, compressed, strict=True):
         side = int(one.owner.shape[1] ** 0.5)
@@ -41,7 +41,7 @@ def save_answer(
     question: str,
     answer: str | None = None,
 ) -> None:
-    """`draw_answer` into a file.
+    """Draws `draw_answer` into a file.
 
     Raises: ConfigError when it cannot be written."""
     drawn = draw_answer(pictures, compressed, stages, processor, question, answer)

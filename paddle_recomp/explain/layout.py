@@ -1,4 +1,4 @@
-"""What became of each patch, and where everything lies on the drawing."""
+"""The fate of each patch, and the place of everything on the drawing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pixels: TypeAlias = tuple[int, int, int, int]
 
 # From Okabe and Ito's palette, whose colours people with any colour vision can tell apart.
 KEPT: tuple[Colour, ...] = ((0, 114, 178), (230, 159, 0), (213, 94, 0), (240, 228, 66))
-"""One for each stage that keeps patches as they are, in turn."""
+"""One colour for each stage that keeps patches as they are, in turn."""
 MERGED: tuple[Colour, ...] = ((0, 158, 115), (204, 121, 167), (86, 180, 233))
 """One hue for each merged token, in turn."""
 REST: Colour = (122, 128, 136)
@@ -26,12 +26,13 @@ PAPER: Colour = (255, 255, 255)
 INK: Colour = (27, 31, 38)
 FAINT: Colour = (104, 112, 122)
 PADDING: Colour = (70, 74, 80)
-"""Where the grid reaches beyond the picture."""
+"""The colour where the grid reaches beyond the picture."""
 
 WIDTH = 960
 """Pixels of the drawing's content from left to right."""
 SMOOTH = 3
-"""Slanted lines and dots are drawn this much larger, then shrunk: Pillow's own are jagged."""
+"""Slanted lines and dots are drawn so many times larger and then shrunk, because Pillow draws
+jagged ones."""
 
 _TALLEST = 1100
 
@@ -48,7 +49,7 @@ def stage_hues(stages: Sequence[StageInfo], number: int) -> Sequence[Colour]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What became of each patch, from a `VisualTokens` with B = 1 of a method with these stages."""
+    """The fate of each patch, from a `VisualTokens` with B = 1 of a method with these stages."""
 
     compressed: VisualTokens
     stages: tuple[StageInfo, ...]
@@ -76,7 +77,7 @@ class Provenance:
 
     @property
     def crowded(self) -> bool:
-        """So many merged tokens that they would outshine what was kept."""
+        """Whether there are so many merged tokens that they would outshine the kept ones."""
         return len(self.merged) > 6
 
     def kind(self, token: int) -> str:
@@ -109,8 +110,8 @@ class View:
 
     @cached_property
     def bounds(self) -> Box:
-        """What is shown, in pixels of the picture: all of the grid and the picture around it,
-        of a long picture only what is near the grid."""
+        """The shown part, in pixels of the picture: the whole grid and the picture around it; of a
+        long picture only the part near the grid."""
         left, top, right, bottom = self.box
         width, height = self.image_size
         near_x, near_y = 0.75 * (right - left), 0.75 * (bottom - top)
@@ -123,7 +124,7 @@ class View:
 
     @cached_property
     def scale(self) -> float:
-        """Pixels of the drawing for one of the picture."""
+        """Pixels of the drawing for each pixel of the picture."""
         left, top, right, bottom = self.bounds
         return min(WIDTH / (right - left), _TALLEST / (bottom - top))
 

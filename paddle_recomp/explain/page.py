@@ -48,10 +48,11 @@ def draw_overlay(
 
     `compressed` holds arrays with B = 1, `stages` are those of the method that made it, `grid` is
     (rows, columns) with rows · columns = N, and `box` is the part of the picture that the grid
-    covers (`preprocess.crop_box`). Kept patches are bright, framed by their stage; merged ones
-    wear the tint of their centre and a link to it; everything else is dark. `font` is a TrueType
-    file for the question and the answer; Pillow's built-in one has unaccented Latin letters only,
-    and a letter that it lacks is shown without its accent, or as a question mark.
+    covers (`preprocess.crop_box`). Kept patches are bright, with a frame in the colour of their
+    stage. Merged patches have the tint of their centre and a line to it. Everything else is dark.
+    `font` is a TrueType file for the question and the answer; Pillow's built-in one has unaccented
+    Latin letters only, and a letter that it lacks is shown without its accent, or as a question
+    mark.
 
     Raises: ConfigError when the grid does not match the patches, or the font cannot be read."""
     provenance = Provenance(compressed, tuple(stages))
@@ -163,7 +164,7 @@ def _legend(provenance: Provenance) -> Image.Image:
 
 
 def _meaning(stage: StageInfo, tokens: int, patches: int) -> str:
-    """What the legend says of a stage with so many tokens, into which so many patches went."""
+    """The legend's text for a stage with so many tokens, into which so many patches went."""
     if stage.kind == "merged":
         return f"stand for {patches} similar patches" if tokens else "nothing merged"
     if stage.kind == "rest":
@@ -174,7 +175,7 @@ def _meaning(stage: StageInfo, tokens: int, patches: int) -> str:
 def _bar(
     draw: ImageDraw.ImageDraw, top: int, parts: Sequence[tuple[int, Colour]], whole: int
 ) -> None:
-    """Shares of `whole` from left to right; what is missing stays pale."""
+    """Draws shares of `whole` from left to right; the remainder stays pale."""
     draw.rectangle((0, top, WIDTH - 1, top + 11), fill=(228, 231, 235))
     done = 0
     for count, colour in parts:
@@ -185,7 +186,7 @@ def _bar(
 
 
 def _chip(stages: Sequence[StageInfo], number: int) -> Image.Image:
-    """A sample of how patches of a stage look."""
+    """Draws a sample of a stage's patches."""
     size, kind, hues = 32 * SMOOTH, stages[number].kind, stage_hues(stages, number)
     chip = Image.new("RGB", (size, size), (214, 205, 190) if kind == "patch" else REST)
     draw = ImageDraw.Draw(chip)

@@ -19,7 +19,7 @@ from paddle_recomp.explain.layout import (
 
 
 def draw_picture(image: Image.Image, provenance: Provenance, view: View) -> Image.Image:
-    """The picture with its kept patches bright, framed by stage, and everything else dark."""
+    """The picture with its kept patches bright, in frames by stage, and everything else dark."""
     bright = Image.new("RGB", view.size, PADDING)
     shown = (
         max(0.0, view.bounds[0]),
@@ -30,7 +30,7 @@ def draw_picture(image: Image.Image, provenance: Provenance, view: View) -> Imag
     left, top, right, bottom = view.area(shown)
     size = (right - left, bottom - top)
     bright.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS, shown), (left, top))
-    drawing = _dimmed(bright, 0.2)  # Beyond the grid: what the model never saw.
+    drawing = _dimmed(bright, 0.2)  # The model never saw the part beyond the grid.
     inside = view.area(view.box)
     drawing.paste(_dimmed(bright, 0.48).crop(inside), inside)
     _draw_members(drawing, bright, provenance, view)
@@ -52,7 +52,7 @@ def draw_picture(image: Image.Image, provenance: Provenance, view: View) -> Imag
 def _draw_members(
     drawing: Image.Image, bright: Image.Image, provenance: Provenance, view: View
 ) -> None:
-    """Tint what was merged and outline each merged token's region."""
+    """Tints the merged patches and outlines the region of each merged token."""
     brightness, strength = (0.5, 0.24) if provenance.crowded else (0.75, 0.4)
     pale, draw = _dimmed(bright, brightness), ImageDraw.Draw(drawing)
     columns = view.grid[1]
@@ -109,7 +109,7 @@ def draw_corner(
 
 
 def _paste_smooth(drawing: Image.Image, paint: Callable[[ImageDraw.ImageDraw], None]) -> None:
-    """Paste what `paint` draws on a sheet SMOOTH times as large."""
+    """Pastes the drawing of `paint`, made on a sheet SMOOTH times as large."""
     sheet = Image.new("RGBA", (drawing.width * SMOOTH, drawing.height * SMOOTH))
     paint(ImageDraw.Draw(sheet))
     sheet = sheet.resize(drawing.size, Image.Resampling.BOX)

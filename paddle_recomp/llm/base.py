@@ -1,4 +1,4 @@
-"""The protocol of every language model, whatever runs it: embed, prefill, extend, decode.
+"""The protocol of every language model in every runtime: embed, prefill, extend, decode.
 
 B prompts, T positions, D width, V vocabulary."""
 
@@ -15,14 +15,14 @@ from paddle_recomp.errors import ContextLengthError, StateError
 
 @dataclass
 class State:
-    """The KV cache of a batch of prompts. A call that takes a state spends it and gives the next
-    one, because the cache grows in place; only the latest state can be continued."""
+    """The KV cache of a batch of prompts. A call that takes a state spends it and returns the next
+    one, because the cache grows in place. Only the latest state can be continued."""
 
     lengths: np.ndarray
     """[B] int64: the positions of each prompt that are in the cache."""
     owner: object = field(repr=False)
     content: Any = field(repr=False)
-    """Of a type that only the owner knows."""
+    """The cache itself, of a type that only the owner knows."""
     spent: bool = False
 
     def spend(self, owner: object) -> Any:
@@ -41,7 +41,7 @@ class LanguageModel(Protocol):
     """A decoder that takes embeddings, so that visual tokens can stand among words.
 
     Prompts of a batch are padded on the right, and `lengths` [B] int64 says how many positions of
-    each are real; what stands behind them changes nothing."""
+    each are real; the padding behind them has no effect."""
 
     @property
     def context(self) -> int:
@@ -56,8 +56,8 @@ class LanguageModel(Protocol):
         self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
     ) -> tuple[np.ndarray, State]:
         """embeds [B, T, D] float32 -> logits behind the last real position of each prompt [B, V]
-        float32, state. `capacity`: the positions that the cache shall have room for from the
-        start; it grows where that is not enough.
+        float32, state. `capacity` is the number of positions for which the cache has room from the
+        start; it grows when more are needed.
 
         Raises: ContextLengthError; FeatureError for logits that are not finite."""
         ...
@@ -67,7 +67,8 @@ class LanguageModel(Protocol):
     ) -> tuple[np.ndarray, State]:
         """More positions of each prompt [B, T, D], at least one -> as `prefill`. Spends the state.
 
-        Raises: ContextLengthError, which spends nothing; StateError; FeatureError as `prefill`."""
+        Raises: ContextLengthError, after which the state can still be used; StateError;
+        FeatureError as `prefill`."""
         ...
 
     def decode(self, ids: np.ndarray, state: State) -> tuple[np.ndarray, State]:
@@ -75,15 +76,15 @@ class LanguageModel(Protocol):
         ...
 
     def rewind(self, state: State, lengths: np.ndarray) -> State:
-        """The cache of the first `lengths` [B] positions of each prompt, at least one. Spends the
-        state.
+        """Shortens the cache to the first `lengths` [B] positions of each prompt, at least one.
+        Spends the state.
 
         Raises: StateError, also for more positions than there are."""
         ...
 
 
 def check_lengths(embeds: np.ndarray, lengths: np.ndarray, past: np.ndarray, context: int) -> None:
-    """New positions [B, T, D], of which `lengths` [B] are real, behind `past` [B] others.
+    """Checks new positions [B, T, D], of which `lengths` [B] are real, behind `past` [B] others.
 
     Raises: StateError for another batch than the past's, or lengths outside 1 … T;
     ContextLengthError when a prompt becomes longer than the context."""

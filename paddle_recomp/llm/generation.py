@@ -17,9 +17,9 @@ class Generation:
     """The answers to prompts [T_i, D], each written into its draft. Iterating over it, once, gives
     the new text of each answer after each token, until all have ended.
 
-    With a `state` the prompts go on behind that KV cache, else a cache is begun. `state` is always
-    the latest one, also after an error or when nobody iterates further; it is spent where the
-    language model failed."""
+    With a `state` the prompts continue that KV cache; without one they begin a new cache. `state`
+    is always the latest one, also after an error or when nobody iterates further; it is spent where
+    the language model failed."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Generation:
         self.config, self.state = config, state
 
     def __iter__(self) -> Iterator[list[str]]:
-        # Seeded alike: an answer does not depend on its place in a batch.
+        # All have the same seed, so an answer does not depend on its place in a batch.
         streams = [np.random.default_rng(self.config.seed) for _ in self.prompts]
         logits, self.state = self._read_prompts()
         while True:
@@ -81,8 +81,8 @@ class Draft:
         self._longest = config.max_new_tokens
 
     def add(self, token: int, logprob: float) -> str:
-        """The text that this token makes certain: maybe none. Nothing is added to an answer that
-        has ended."""
+        """The text that is certain after this token, which may be none. An answer that has ended
+        stays unchanged."""
         if self.finish_reason is not None:
             return ""
         if token in self._ends:
@@ -103,8 +103,8 @@ class Draft:
 
 
 class StopStrings:
-    """Cuts a text in front of the first of some strings that is complete in it, however the text
-    comes in pieces. Text that may be the beginning of one is held back."""
+    """Cuts a text in front of the first complete stop string, in whatever pieces the text comes.
+    Text that may be the beginning of a stop string is held back."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
@@ -112,7 +112,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, piece: str) -> str:
-        """The text that can be shown now; nothing more once a string was found."""
+        """The text that can be shown now; none after a stop string was found."""
         if self.found:
             return ""
         text = self._held + piece
@@ -123,7 +123,7 @@ class StopStrings:
         ]
         if matches:
             self.found = True
-            # The same cut as if the text had come letter by letter.
+            # This is the cut that the text would have letter by letter.
             _, end = min(matches)
         else:
             end = len(text) - self._beginning(text)
@@ -131,12 +131,12 @@ class StopStrings:
         return text[:end]
 
     def flush(self) -> str:
-        """The text that was held back, when no more comes."""
+        """The text that was held back, at the end of the answer."""
         rest, self._held = ("" if self.found else self._held), ""
         return rest
 
     def _beginning(self, text: str) -> int:
-        """The length of the longest end of a text that a string begins with."""
+        """The length of the longest end of the text with which a stop string begins."""
         longest = max(map(len, self._strings), default=0)
         for length in range(min(longest - 1, len(text)), 0, -1):
             if any(string.startswith(text[-length:]) for string in self._strings):

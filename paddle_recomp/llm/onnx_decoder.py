@@ -16,8 +16,8 @@ from paddle_recomp.errors import BundleError
 from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
 
 _PIECE = 256
-"""Positions of one prompt that go through the graph at once: what lies between its operators grows
-with them, the cache does not."""
+"""So many positions of a prompt go through the graph at once. The memory for intermediate results
+grows with this number; the cache does not."""
 
 
 @dataclass
@@ -30,18 +30,19 @@ class Cache:
 
     @classmethod
     def empty(cls, info: DecoderInfo, batch: int, capacity: int) -> Cache:
-        """Room for `capacity` positions of each prompt; memory is taken as it is filled."""
+        """A cache with room for `capacity` positions of each prompt. The system provides the memory
+        as it is filled."""
         names = [name for name, _ in cache_names(info)]
         shape = (batch, info.num_kv_heads, capacity, info.cache_width)
         return cls(_buffers(names, shape))
 
     @property
     def capacity(self) -> int:
-        """Positions that there is room for."""
+        """The number of positions that fit."""
         return int(next(iter(self.buffers.values())).shape[2])
 
     def with_room(self, capacity: int, filled: int) -> Cache:
-        """The same with more room: the one copy that a cache is ever subject to."""
+        """The same cache with more room. Nothing else ever copies a cache."""
         batch, heads, _, width = next(iter(self.buffers.values())).shape
         grown = _buffers(list(self.buffers), (batch, heads, capacity, width))
         for name, old in self.buffers.items():
@@ -54,7 +55,7 @@ class Cache:
 
 
 class OnnxDecoder:
-    """A `LanguageModel` from the files of a bundle, on whatever execution provider is installed."""
+    """A `LanguageModel` from the files of a bundle, on an execution provider of ONNX Runtime."""
 
     def __init__(
         self,
@@ -80,8 +81,8 @@ class OnnxDecoder:
         threads: int | None = None,
         on_file: Callable[[int], None] = lambda num_bytes: None,
     ) -> OnnxDecoder:
-        """The decoder of a bundle; `on_file` hears the bytes of each file whose checksum was found
-        right.
+        """The decoder of a bundle. After each file's checksum was compared, `on_file` is given its
+        bytes.
 
         Raises: BundleError, also for a bundle without a decoder, a changed file, or the decoder of
         another model; DeviceError, ConfigError."""
@@ -145,15 +146,15 @@ class OnnxDecoder:
         return self.extend(self.embed(ids)[:, None], np.ones(len(ids), dtype=np.int64), state)
 
     def rewind(self, state: State, lengths: np.ndarray) -> State:
-        """See `LanguageModel.rewind`; what stands behind the lengths will be written over."""
+        """See `LanguageModel.rewind`; later calls overwrite the positions behind the lengths."""
         check_rewind(lengths, state.lengths)
         return State(lengths, self, state.spend(self))
 
     def _run_in_pieces(
         self, embeds: np.ndarray, length: int, past: np.ndarray, cache: Cache
     ) -> np.ndarray:
-        """The first `length` positions of one prompt [1, T, D], piece behind piece: the logits of
-        the last."""
+        """The first `length` positions of one prompt [1, T, D], piece by piece: the logits of the
+        last."""
         for begin in range(0, length, _PIECE):
             piece = embeds[:, begin : min(begin + _PIECE, length)]
             logits = self._run(piece, np.array([piece.shape[1]]), past + begin, cache)
@@ -163,7 +164,7 @@ class OnnxDecoder:
         self, embeds: np.ndarray, lengths: np.ndarray, past: np.ndarray, cache: Cache
     ) -> np.ndarray:
         """One call of the graph: the cache's buffers are its past and its present."""
-        # Padding behind the longest prompt would be written behind the end of the buffers.
+        # The graph would write the padding behind the longest prompt beyond the end of the buffers.
         embeds = np.ascontiguousarray(embeds[:, : int(lengths.max())], dtype=np.float32)
         logits = np.empty((len(embeds), self.info.vocab_size), dtype=np.float32)
         binding = self.session.io_binding()
@@ -181,13 +182,13 @@ class OnnxDecoder:
 
 
 def _buffers(names: Sequence[str], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Arrays of zeros in one block, which the system takes back whole when it is no longer used;
-    what is freed in small pieces, a process keeps."""
+    """Arrays of zeros in one block, which returns to the system as a whole when it is no longer
+    used; a process keeps memory that it frees in small pieces."""
     return dict(zip(names, np.zeros((len(names), *shape), dtype=np.float32), strict=True))
 
 
 def _open_embedding(path: Path, info: DecoderInfo) -> np.ndarray:
-    """[V, D], mapped into memory: only the rows that are asked for are ever read."""
+    """The embedding [V, D], mapped into memory: only the rows that are used are read."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -209,7 +210,7 @@ def cache_names(info: DecoderInfo) -> Iterator[tuple[str, str]]:
 
 
 def decoder_files(bundle: Bundle) -> list[str]:
-    """The files that a bundle's decoder is read from; none where it has no decoder."""
+    """The files of a bundle's decoder; none if the bundle has no decoder."""
     if bundle.decoder is None:
         return []
     return list(bundle.decoder.files)

@@ -17,8 +17,8 @@ from paddle_recomp.types import Tensor
 
 
 class Cache(NamedTuple):
-    """Keys and values of each layer, with the mask [B, T] of the positions that are real: between
-    those of one call and the next there is the padding of the first."""
+    """Keys and values of each layer, with the mask [B, T] of the real positions. It is needed
+    because the padding of one call stands in front of the positions of the next."""
 
     layers: tuple[tuple[Tensor, Tensor], ...] | None
     mask: Tensor
@@ -44,7 +44,7 @@ class PaddleLlama:
         head = frozenset() if self.spec.tie_word_embeddings else frozenset({"lm_head.weight"})
         with paddle.device.device_guard(device):
             try:
-                # Neither paddle nor paddlenlp shall draw numbers that are about to be replaced.
+                # Keeps paddle and paddlenlp from drawing random weights that are replaced at once.
                 with paddle.LazyGuard(), no_init_weights():
                     self.model = LlamaForCausalLM(_paddlenlp_config(self.spec))
             finally:
@@ -66,8 +66,7 @@ class PaddleLlama:
     def prefill(
         self, embeds: np.ndarray, lengths: np.ndarray, capacity: int | None = None
     ) -> tuple[np.ndarray, State]:
-        """See `LanguageModel.prefill`; the cache is made anew at each step, whatever `capacity`
-        is."""
+        """See `LanguageModel.prefill`; each step copies the cache, so `capacity` has no effect."""
         empty = Cache(None, paddle.zeros([len(embeds), 0], dtype="int64"))
         return self.extend(embeds, lengths, State(np.zeros_like(lengths), self, empty))
 
@@ -94,7 +93,8 @@ class PaddleLlama:
             rows = paddle.arange(len(embeds))
             last = hidden[rows, paddle.to_tensor(lengths - 1, place=self.place)]
             logits = np.asarray(self.model.lm_head(last).astype("float32").numpy())
-            # Paddle's softmax on a CPU takes NaN for very little: it need not reach the logits.
+            # On a CPU Paddle's softmax treats NaN as a very small number, so it may not reach the
+            # logits.
             keys = sum(float(keys.sum(dtype="float32")) for keys, _ in layers)
         check_numbers(logits=logits, keys=np.array(keys))
         return logits, State(state.lengths + lengths, self, Cache(layers, mask))
@@ -119,9 +119,9 @@ def _paddlenlp_name(name: str) -> str:
 
 
 def _paddlenlp_config(spec: LanguageModelSpec) -> Tensor:
-    """The same sizes in paddlenlp's words.
+    """The sizes as paddlenlp's configuration.
 
-    Raises: CheckpointError for what its Llama does not implement."""
+    Raises: CheckpointError for an architecture that its Llama does not implement."""
     from paddlenlp.transformers import LlamaConfig
 
     if spec.head_dim * spec.num_heads != spec.hidden_size:

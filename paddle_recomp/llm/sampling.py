@@ -1,8 +1,8 @@
 """From logits to the next token: pure functions of arrays. B prompts, V vocabulary.
 
-What changes the distribution comes in the order that transformers has: repetition penalty,
-temperature, top-k, top-p. Equal logits count as ordered by their ids, so that top-k keeps exactly k
-and `top_k=1` is greedy."""
+The steps that change the distribution have the order of transformers: repetition penalty,
+temperature, top-k, top-p. Equal logits are ordered by their ids, so that top-k keeps exactly k and
+`top_k=1` is greedy."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def choose(
 
 
 def warp(logits: np.ndarray, past: Sequence[Sequence[int]], config: GenerationConfig) -> np.ndarray:
-    """logits [B, V] as the configuration wants them, −inf for what is not to be drawn. At
-    temperature 0 only the penalty applies."""
+    """logits [B, V] changed as the configuration says, with −inf for tokens that must not be drawn.
+    At temperature 0 only the penalty applies."""
     logits = penalise_repetition(logits, past, config.repetition_penalty)
     if config.temperature == 0:
         return logits
@@ -52,8 +52,8 @@ def penalise_repetition(
 
 
 def scale(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """logits [B, V] -> [B, V] float64 over the temperature, the largest moved to 0: no temperature
-    is so small that it overflows."""
+    """logits [B, V] -> [B, V] float64 divided by the temperature, with the largest moved to 0, so
+    that even the smallest temperature does not overflow."""
     logits = logits.astype(np.float64)
     return (logits - logits.max(axis=-1, keepdims=True)) / temperature
 
@@ -76,8 +76,9 @@ def keep_top_p(logits: np.ndarray, mass: float) -> np.ndarray:
         return logits
     kept = np.full_like(logits, -np.inf)
     for row, old, likely in zip(kept, logits, probabilities(logits), strict=True):
-        # A whole vocabulary takes long to sort. A token is kept if it and those less likely, at
-        # most V, make up more than 1 − mass: so it has at least a V-th of that.
+        # Sorting a whole vocabulary takes long. A token is kept if it and the less likely ones, at
+        # most V tokens, sum to more than 1 − mass. So it has at least a V-th of that, and others
+        # need no sorting.
         best = _descending(old, likely >= (1 - mass) / len(old))
         before = np.cumsum(likely[best]) - likely[best]
         best = best[before < mass]
@@ -86,8 +87,8 @@ def keep_top_p(logits: np.ndarray, mass: float) -> np.ndarray:
 
 
 def draw(logits: np.ndarray, streams: Sequence[np.random.Generator]) -> np.ndarray:
-    """A token of each row of logits [B, V] by its probability -> [B] int64. Each row takes one
-    number from its own stream, so that a prompt's tokens do not depend on its neighbours."""
+    """Draws a token from each row of logits [B, V] by its probability -> [B] int64. Each row takes
+    one number from its own stream, so that a prompt's tokens do not depend on its neighbours."""
     rows = zip(probabilities(logits), streams, strict=True)
     return np.array([stream.choice(len(row), p=row) for row, stream in rows], dtype=np.int64)
 
@@ -101,7 +102,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 def log_probabilities(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Natural log-probabilities of tokens [B] in the distribution of logits [B, V] -> [B] float64.
-    Taken of the model's own logits, before anything of the above."""
+    They come from the model's own logits, before all steps above."""
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
@@ -109,6 +110,6 @@ def log_probabilities(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def _descending(logits: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """The ids for which `among` [V] holds, that of the largest of logits [V] first."""
+    """The ids for which `among` [V] holds, by descending logits [V]."""
     ids = np.flatnonzero(among)
     return ids[np.argsort(-logits[ids], kind="stable")]

@@ -1,4 +1,4 @@
-"""What goes into the model: pixel values from pictures, ids from text. No paddle here."""
+"""The inputs of a model: pixel values from pictures, ids from text. No paddle here."""
 
 from paddle_recomp.preprocess.chat_template import (
     IMAGE_PLACEHOLDER,

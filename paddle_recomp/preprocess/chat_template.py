@@ -1,4 +1,5 @@
-"""Chat templates: turns in, the prompt that the language model was trained on out."""
+"""Chat templates: from the turns of a conversation to the prompt that the language model
+expects."""
 
 from __future__ import annotations
 
@@ -81,9 +82,9 @@ def render(template: ChatTemplate, turns: Sequence[Turn]) -> str:
 
 
 def spoken(template: ChatTemplate, turns: Sequence[Turn]) -> str:
-    """A conversation up to the last word of its last answer, which is where the language model
-    stopped: without the template's text behind the answer, and without white space at the end, so
-    that an empty answer has no space in front of it, either.
+    """A conversation up to the last word of its last answer, where the language model stopped. The
+    template's text behind the answer is left out, and so is white space at the end, even the space
+    in front of an empty answer.
 
     Raises: as `render`; QuestionError when the last turn has no answer."""
     prompt = render(template, [*turns[:-1], replace(turns[-1], answer=None)])

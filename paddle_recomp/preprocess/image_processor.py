@@ -37,7 +37,7 @@ class ImageProcessor:
        are divided by their sum, then rounded to 22 binary places. The horizontal pass comes
        first, then the vertical one; each rounds half up and clips to 8 bits.
     3. Crop the square of side `crop` whose left and top edges are at floor((side − crop) / 2).
-       What reaches beyond the picture is zero.
+       Values beyond the picture are zero.
     4. Rescale: each value times `rescale`, in float64, rounded to float32.
     5. Normalise: minus `mean`, then divided by `std`, both in float32.
 
@@ -47,11 +47,11 @@ class ImageProcessor:
     size: int
     """Pixels of the shorter side after resizing."""
     crop: int
-    """Pixels of each side of the centre crop: what the vision tower sees."""
+    """Pixels of each side of the centre crop, which the vision tower sees."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     aspect: Literal["crop", "pad"] = "crop"
-    """Cut off what is beyond the centre square, or first pad to a square (LLaVA's `pad`)."""
+    """Cut off everything beyond the centre square, or first pad to a square (LLaVA's `pad`)."""
     rescale: float = 1 / 255
     pad_colour: tuple[int, int, int] | None = None
     """Around a padded picture; None: the mean, truncated, as LLaVA has it."""
@@ -71,8 +71,8 @@ class ImageProcessor:
     ) -> ImageProcessor:
         """Read preprocessor_config.json (or the same fields inside processor_config.json).
 
-        `aspect` overrides what the file says: LLaVA keeps its `image_aspect_ratio` in the
-        model's config.json.
+        `aspect` overrides the file's value: LLaVA keeps its `image_aspect_ratio` in the model's
+        config.json.
 
         Raises: CheckpointNotFoundError when neither file is there; CheckpointError for a field
         that is missing, malformed or asks for something other than CLIP's preparation."""

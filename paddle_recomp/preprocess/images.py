@@ -16,15 +16,16 @@ from paddle_recomp.errors import ImageError, ImageNotFoundError
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is decoded. A closed list, because some of Pillow's formats (EPS) start programs."""
+"""The formats that are decoded. The list is closed, because some of Pillow's formats (EPS) start
+programs."""
 
 MAX_PIXELS = 50_000_000
 """The largest picture that is decoded by default."""
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
-# Pillow decodes a picture when its pixels are first asked for. Where two threads share one, both
-# would decode into the same pixels at once.
+# Pillow decodes a picture when its pixels are first used. Two threads that share a picture would
+# both decode into the same pixels at once.
 _decoding = threading.Lock()
 
 
@@ -69,13 +70,13 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> None:
     _check_size(image.size, name, max_pixels)
     try:
         image.load()
-    except Exception as error:  # Decoders raise whatever their parsers stumble over.
+    except Exception as error:  # Decoders raise any exception of their parsers.
         raise ImageError(f"{name} is damaged and cannot be decoded: {error}") from error
 
 
 def _read_header(file: BinaryIO, name: str) -> Image.Image:
-    """A picture that knows its size, not yet its pixels. `Image.open` would do, but warns or
-    fails by its own limit, which is a global, and before the size can be reported."""
+    """A picture whose size is known and whose pixels are not decoded yet. `Image.open` would do the
+    same, but it warns or fails by a global limit of its own, before the size can be reported."""
     Image.init()
     prefix = file.read(16)
     if not prefix:
@@ -84,7 +85,7 @@ def _read_header(file: BinaryIO, name: str) -> Image.Image:
         if kind not in Image.OPEN:
             continue
         factory, accepts = Image.OPEN[kind]
-        # For a format that this build of Pillow lacks, the answer is a sentence, not True.
+        # For a format that this build of Pillow lacks, the result is a sentence instead of True.
         if accepts is not None and accepts(prefix.ljust(16, b"\0")) is not True:
             continue
         file.seek(0)

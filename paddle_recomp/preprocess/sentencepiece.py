@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from paddle_recomp.errors import CheckpointError
 
 SPACE = "\u2581"
-"""What SentencePiece writes for a space."""
+"""SentencePiece writes this for a space."""
 
 
 class PieceType(IntEnum):
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a BPE model says about how text becomes ids."""
+    """The content of a BPE model: how text becomes ids."""
 
     pieces: tuple[Piece, ...]
     add_dummy_prefix: bool = True

@@ -1,4 +1,4 @@
-"""CLIP's two towers in Paddle, giving in one pass all that the compressor needs.
+"""CLIP's two towers in Paddle, which compute all inputs of the compressor in one pass.
 
 Parameter names follow transformers' CLIP, so that a checkpoint's keys are the names here.
 B images or texts, N patches, L text positions, C width, P joint width.

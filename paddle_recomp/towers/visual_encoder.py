@@ -66,7 +66,7 @@ class VisualEncoder(nn.Layer):
 
 
 def method_after_the_tower(name: str) -> Method:
-    """The method of that name, as long as it acts where a visual encoder has a place for it.
+    """The method of that name, if it acts after the vision tower.
 
     Raises: ConfigError for an unknown method, or one that acts elsewhere."""
     method = get_method(name)

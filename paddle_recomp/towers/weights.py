@@ -25,9 +25,10 @@ def load_part(
     dtype. The layer may be one that was made lazily, with parameters that do not exist yet.
 
     `rename` maps a checkpoint's name to the layer's, `also_transposed` names matrices outside
-    `nn.Linear` that are kept as [in, out], `on_tensor` hears the bytes of each tensor for a
-    progress bar. At any time one tensor exists twice, never a shard.
-    Raises: CheckpointError naming parameters that did not fit or never came."""
+    `nn.Linear` that are kept as [in, out], `on_tensor` is given the bytes of each tensor for a
+    progress bar. Only one tensor at a time exists twice, never a whole shard.
+
+    Raises: CheckpointError naming parameters that did not fit or were missing."""
     parameters: dict[str, Tensor] = dict(layer.named_parameters())
     transposed = linear_weights(layer) | also_transposed
     missing = set(parameters)

@@ -79,14 +79,14 @@ class Answerer:
     def generate(
         self, prompts: Sequence[np.ndarray], config: GenerationConfig, state: State | None = None
     ) -> Generation:
-        """The answers to embeddings [T_i, D], of which none has begun; see `Generation`."""
+        """Answers to embeddings [T_i, D], ready to be generated; see `Generation`."""
         ends = self.tokenizer.eos_token_ids
         drafts = [Draft(self.tokenizer.stream(), ends, config) for _ in prompts]
         return Generation(self.model, prompts, drafts, config, state)
 
     def answer(self, prompts: Sequence[VisualPrompt], config: GenerationConfig) -> list[Answer]:
-        """The answers to prompts, in one pass of the language model. The time to the first token
-        is that of all steps in front of the language model, and of its prefill.
+        """The answers to prompts, in one pass of the language model. Their time to the first token
+        is the time of all steps in front of the language model and of its prefill.
 
         Raises: ContextLengthError, FeatureError."""
         begin = time.perf_counter()
@@ -108,8 +108,8 @@ class Answerer:
         start: float,
         stream: AnswerStream,
     ) -> Iterator[str]:
-        """The pieces of the one answer that is generated; leaves the answer in the stream, however
-        the pieces end. `start` is the time of the question.
+        """The pieces of the one answer that is generated. The answer is left in the stream, whether
+        the pieces end by themselves or are cut short. `start` is the time of the question.
 
         Raises: ContextLengthError, FeatureError."""
         if stream.cancelled:
@@ -139,7 +139,7 @@ def splice(model: LanguageModel, ids: Sequence[int], blocks: Sequence[np.ndarray
     numbers = np.array(ids, dtype=np.int64)
     (places,) = np.nonzero(numbers == IMAGE_TOKEN)
     words = model.embed(np.delete(numbers, places))
-    # Each block pushed out one id, so the words in front of the next are as many fewer.
+    # The ids in front of a place include the earlier IMAGE_TOKENs, which are no words.
     starts = [0, *(places - np.arange(len(places))), len(words)]
     parts = [words[: starts[1]]]
     for block, begin, end in zip(blocks, starts[1:-1], starts[2:], strict=True):
@@ -155,8 +155,8 @@ def num_positions(ids: Sequence[int], blocks: Sequence[np.ndarray]) -> int:
 def check_room(
     model: LanguageModel, ids: Sequence[int], blocks: Sequence[np.ndarray], max_new_tokens: int
 ) -> None:
-    """Raises: ContextLengthError when prompt and answer may together exceed the language model's
-    context; it says how many visual tokens would fit."""
+    """Raises: ContextLengthError when prompt and answer together may exceed the language model's
+    context. Its message says how many visual tokens would fit."""
     positions = num_positions(ids, blocks)
     words = len(ids) - len(blocks)
     if positions + max_new_tokens <= model.context:

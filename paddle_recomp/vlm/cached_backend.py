@@ -15,8 +15,8 @@ class CachedBackend:
     """Runs the vision tower only over pictures whose features are in no cache."""
 
     def __init__(self, backend: Backend, cache: FeatureCache, tower: str) -> None:
-        """`tower` tells apart whatever gives other features for the same pixels: weights,
-        precision, runtime."""
+        """`tower` names everything that changes the features of the same pixels: weights, precision
+        and runtime."""
         self.backend, self.cache, self.tower = backend, cache, tower
 
     def inputs(self, graph: Graph) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ class CachedBackend:
         return {name: np.concatenate([rows[key][name] for key in keys]) for name in names}
 
     def _key(self, pixels: np.ndarray) -> str:
-        """The checksum of the pixels, so that it covers the preparation of the picture, too."""
+        """The checksum of the pixels as prepared, so that another preparation has another key."""
         digest = hashlib.sha256(f"{self.tower} {pixels.dtype} {pixels.shape} ".encode())
         digest.update(pixels.tobytes())
         return digest.hexdigest()

@@ -45,16 +45,17 @@ class _Past:
 class Conversation:
     """Questions about one or more pictures, or none, each with the dialogue so far in front of it.
 
-    - `recompress`: the pictures' tokens at the beginning of the dialogue are chosen anew for the
-      question, and the language model reads everything again.
-    - `append`: the KV cache stays. In front of the question stand only the patches that it
-      recovers and that no earlier question brought in; the tokens that sum up other patches come
-      with the first question alone, as they hold nothing of their own.
+    - `recompress`: the pictures' tokens at the beginning of the dialogue are chosen again for the
+      question, and the language model reads the whole dialogue.
+    - `append`: the KV cache stays. In front of the question stand only the patches that it recovers
+      and that no earlier question brought in; the tokens that sum up other patches come with the
+      first question only, because the dialogue holds those patches already.
     - `keep`: the KV cache stays, with the tokens of the first question: for comparison.
 
-    A question that ends in an error, is cancelled, or whose stream is not read to its end, was
-    never asked: the conversation is what it was before. Its cache is, too, unless the language
-    model itself was interrupted or failed; then the next question reads the dialogue again."""
+    A question that ends in an error, is cancelled, or whose stream is not read to its end, changes
+    nothing: the conversation and its cache go back to their state before it. The cache is lost only
+    if the language model itself was interrupted or failed; the next question then reads the
+    dialogue again."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Conversation:
         images: Sequence[SeenImage],
         mode: Mode = DEFAULT_MODE,
     ) -> None:
-        """`latency` is asked for once a budget is a time.
+        """`latency` is called when a budget is a time.
 
         Raises: ConfigError for an unknown mode."""
         check_mode(mode)

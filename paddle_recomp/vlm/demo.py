@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 
 DEMO = "demo"
-"""The embedded model: its bundle where something runs it, its checkpoint where a checkpoint is
-asked for."""
+"""The embedded model: its bundle for commands that run a model, its checkpoint for those that need
+a checkpoint."""
 DEMO_CHECKPOINT = "demo-checkpoint"
-"""Its checkpoint, also where a bundle could be run."""
+"""Its checkpoint, for every command."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def demo_folder() -> Path:
 
 
 def demo_bundle_folder() -> Path:
-    """The bundle that `make demo-bundle` exported from it."""
+    """The bundle that `make demo-bundle` exports from it."""
     return demo_folder() / "bundle"
 
 

@@ -1,6 +1,6 @@
-"""Keeps the features of pictures for the next time: in memory, and on disk if asked.
+"""Keeps the features of pictures for the next time: in memory, and on disk if a folder is named.
 
-The most recently used stays, within a number of bytes. No paddle here."""
+Within a number of bytes the most recently used features stay. No paddle here."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ Arrays = Mapping[str, np.ndarray]
 MEMORY_BYTES = 256 * 2**20
 DISK_BYTES = 2**30
 HALVED = ("features", "keys")
-"""The arrays that a file holds in float16. Scores and patch_embeds stay as they are: rounded, they
-would choose other patches now and then (docs/numbers.md)."""
+"""The arrays that a file holds in float16. Scores and patch_embeds stay in float32, because
+rounding them sometimes changes the choice of patches (docs/numbers.md)."""
 SUFFIX = ".features"
 _DIGEST = hashlib.sha256().digest_size
 
 
 class FeatureCache:
-    """Arrays by key, least recently used first to go; several threads and models may share one.
+    """Arrays by key, of which the least recently used are dropped first. Several threads and models
+    may share one.
 
-    Memory keeps arrays as they were put in; a file holds those that HALVED names in float16."""
+    Memory keeps the arrays unchanged; a file holds the arrays that HALVED names in float16."""
 
     def __init__(
         self,
@@ -41,8 +42,8 @@ class FeatureCache:
         folder: str | os.PathLike[str] | None = None,
         max_disk_bytes: int = DISK_BYTES,
     ) -> None:
-        """`max_bytes` bounds the memory, `max_disk_bytes` the files in `folder`, which is made if
-        need be and may be shared by processes; without a folder nothing is written.
+        """`max_bytes` bounds the memory, `max_disk_bytes` the files in `folder`, which is created
+        if necessary and may be shared by processes; without a folder nothing is written.
 
         Raises: ConfigError for a negative bound, or a folder that cannot be made."""
         for name, value in (("max_bytes", max_bytes), ("max_disk_bytes", max_disk_bytes)):
@@ -65,8 +66,8 @@ class FeatureCache:
         return self._num_bytes
 
     def get(self, key: str) -> Arrays | None:
-        """The arrays of a key, read-only; None when they are not kept, or when their file is not
-        what was written, which is warned of."""
+        """The arrays of a key, read-only; None when they are not kept, or, with a warning, when
+        their file is damaged."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -77,8 +78,8 @@ class FeatureCache:
         return arrays
 
     def put(self, key: str, arrays: Arrays) -> None:
-        """Keeps copies. `key` names a file: letters and digits. A disk that cannot be written is
-        warned of."""
+        """Keeps copies. `key` names a file, so it has letters and digits only. A disk that cannot
+        be written is a warning."""
         copies = {name: np.array(value) for name, value in arrays.items()}
         self._keep(key, copies)
         self._write(key, copies)
@@ -105,7 +106,7 @@ class FeatureCache:
             os.utime(path)
         except FileNotFoundError:
             return None
-        # The zip reader has errors of its own for what a damaged file can hold.
+        # The zip reader has many kinds of errors for damaged files.
         except Exception as error:
             _warn(f"{path} is not used: {error}; it will be written again")
             return None
@@ -118,13 +119,13 @@ class FeatureCache:
         if content is None or len(content) > self.max_disk_bytes:
             return
         try:
-            # Under another name first: no reader ever meets half a file. What a killed process
-            # leaves is counted and removed like the rest.
+            # Written under another name first, so that no reader meets half a file. The part that a
+            # killed process leaves is counted and removed like other files.
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=SUFFIX)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
-                # Where it has gone, another thread or process needed the room.
+                # Another thread or process may have removed it to make room.
                 with suppress(FileNotFoundError):
                     os.replace(name, self.folder / f"{key}{SUFFIX}")
             except BaseException:
@@ -135,7 +136,7 @@ class FeatureCache:
             _warn(f"{self.folder} cannot be written: {error.strerror or error}")
 
     def _trim(self, folder: Path) -> None:
-        """Removes the files that were not used for longest, until the rest fit."""
+        """Removes the least recently used files until the others fit."""
         found = []
         for path in folder.glob(f"*{SUFFIX}"):
             try:

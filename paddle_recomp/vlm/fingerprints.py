@@ -19,8 +19,8 @@ def projector_checksum(checkpoint: Checkpoint) -> str:
 
 
 def tower_checksum(model: Checkpoint | Bundle) -> str:
-    """The checksum by which a cache knows whose features it holds. Of a bundle it covers the files
-    of the vision graph, in all formats that it is in."""
+    """The checksum by which a cache knows whose features it holds. For a bundle it covers the files
+    of the vision graph, in every format that the bundle has."""
     if isinstance(model, Checkpoint):
         return _part_checksum(model, "vision_tower")
     names = [*model.graphs["vision"].files]
@@ -31,9 +31,9 @@ def tower_checksum(model: Checkpoint | Bundle) -> str:
 
 
 def latency_file(model: Checkpoint | Bundle, *run_by: str | None) -> Path:
-    """The file that keeps how fast a model is here; another machine, device, backend or precision
-    (`run_by`) has a file of its own. Of a checkpoint only the shapes count, as they do for the
-    time."""
+    """The file with the latency profile of a model on this machine. Each device, backend and
+    precision (`run_by`) has a file of its own. For a checkpoint only the shapes count, because only
+    they decide the time."""
     if isinstance(model, Checkpoint):
         about: object = asdict(model.spec)
     else:

@@ -35,8 +35,8 @@ class SeenImage:
     features: dict[str, np.ndarray]
     """The outputs of the vision graph, B = 1."""
     seconds: float
-    """The time of the vision tower and of preparing the pixels: a share of the batch's, where the
-    picture was seen in one."""
+    """Seconds of preparing the pixels and of the vision tower; in a batch, the picture's share of
+    its time."""
 
     @property
     def num_patches(self) -> int:
@@ -74,7 +74,7 @@ class VisualFrontEnd:
     question_positions: int
     """Positions of CLIP's text tower."""
     question_source: Literal["question", "prompt_first_line"]
-    """The text of a question that `compress` is to be given; see `preprocess.clip_text`."""
+    """Which text of a question `compress` takes; see `preprocess.clip_text`."""
     stages: tuple[StageInfo, ...]
     """Of the method, in the order of their numbers."""
 
@@ -84,11 +84,12 @@ class VisualFrontEnd:
         return "word_embeds" in self.backend.inputs("compress")
 
     def see(self, images: Sequence[ImageLike]) -> list[SeenImage]:
-        """Runs the vision tower over a batch of pictures; each is charged its share of the time.
+        """Runs the vision tower over a batch of pictures; each gets its share of the time.
 
-        A picture's features are those that it has alone, but for float32's last digits. Only with
-        dynamic INT8 (`--precision int8` unless `--quantization static` is given) do they depend a
-        little on the batch: the ranges of its activations span all pictures of a batch.
+        The features of a picture equal those that it has alone, except for the last digits of
+        float32. Only with dynamic INT8 (`--precision int8` without `--quantization static`) do they
+        depend a little on the other pictures, because the ranges of activations span the whole
+        batch.
 
         Raises: ImageError, FeatureError."""
         if not images:
@@ -108,9 +109,9 @@ class VisualFrontEnd:
         ]
 
     def see_all(self, groups: Sequence[Images]) -> tuple[list[tuple[SeenImage, ...]], float]:
-        """The pictures of each question, in one pass over all that were not seen before, and the
-        seconds that this pass took. A picture that is given again, by the same path or as the same
-        object, is seen once.
+        """The pictures of each question, and the seconds of the one pass that saw the new ones
+        among them. A picture that is given twice, by the same path or as the same object, is seen
+        once.
 
         Raises: as `see`."""
         given = [listed(images) for images in groups]
@@ -138,12 +139,12 @@ class VisualFrontEnd:
         words: Sequence[np.ndarray] | None = None,
     ) -> list[CompressedPictures]:
         """Compresses the picture or pictures of each question for the text that CLIP reads of it
-        (`question_source`), all in one pass; the times are the batch's. With dynamic INT8 the
-        neighbours in a batch have a little influence, as they have on `see`. `words` are those of
+        (`question_source`), all in one pass; the times are those of the batch. With dynamic INT8
+        the other questions of a batch have a little influence, as in `see`. `words` are those of
         each question, [W_i, D], for a compressor that reads them (`reads_words`).
 
-        Raises: QuestionError, FeatureError; ConfigError for an impossible budget, or words that the
-        compressor reads and nobody gave."""
+        Raises: QuestionError, FeatureError; ConfigError for an impossible budget, or when `words`
+        are missing that the compressor reads."""
         check_count(images, texts)
         pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
         counts = [len(some) for some in pictures]
@@ -169,7 +170,7 @@ class VisualFrontEnd:
         bounds: Sequence[tuple[int, int]],
         words: Sequence[np.ndarray] | None,
     ) -> tuple[list[VisualTokens], Timing]:
-        """All pictures of all texts, of which text i has the next `counts[i]`."""
+        """Compresses the pictures of all texts at once; text i has the next `counts[i]` of them."""
         if not images:
             return [], Timing()
         start = time.perf_counter()
@@ -229,7 +230,7 @@ def check_count(images: Sequence[object], texts: Sequence[str]) -> None:
 
 
 def _identity(image: ImageLike) -> object:
-    """Equal for two pictures that are surely one: the same path, or the same object."""
+    """A key that is equal for the same path and for the same object."""
     return id(image) if isinstance(image, Image.Image) else Path(image)
 
 

@@ -70,14 +70,14 @@ class LatencyProfile:
 
     def tokens_within(self, seconds: float, words: int, images: int, num_patches: int) -> int:
         """The most tokens that `images` of `num_patches` can become in that time; at least one
-        each, whatever that takes."""
+        each, even if that takes longer."""
         choices = range(images, images * num_patches + 1)
         fit = bisect_right(choices, seconds, key=lambda n: self.first_token(n, words, images))
         return choices[max(fit - 1, 0)]
 
     def check_target(self, ttft_ms: float, words: int, images: int, new_images: int = 0) -> None:
-        """Raises: ConfigError when the target is shorter than what one token for each picture
-        takes, with seeing the `new_images` among them."""
+        """Raises: ConfigError when the target is shorter than the time of one token for each
+        picture, with seeing the `new_images` among them."""
         seeing = new_images * self.vision * 1e3
         reading = self.first_token(images, words, images) * 1e3
         if ttft_ms < seeing + reading:
@@ -89,8 +89,8 @@ class LatencyProfile:
 
 
 class Latency:
-    """A profile, corrected by how the last questions went: a machine is not always as fast as when
-    it was measured. Threads may share it."""
+    """A profile, corrected by the times of the last questions, because a machine is sometimes
+    slower or faster than when it was measured. Threads may share it."""
 
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
@@ -98,7 +98,8 @@ class Latency:
         self._lock = threading.Lock()
 
     def pace(self) -> float:
-        """How many times as long as in the profile it takes now, all but surely."""
+        """The factor by which steps now take longer than in the profile; SURE of the last questions
+        took less."""
         with self._lock:
             return float(np.quantile(self._ratios, SURE))
 
@@ -112,11 +113,11 @@ class Latency:
 
 
 class Deadline:
-    """When a question was asked, and the tokens that it may be answered from: where its budget is a
-    time, as many as fit what is left of it."""
+    """The time when a question was asked, and the budget of tokens for its answer. If the budget is
+    a time, that is the largest number of tokens that fits the time left."""
 
     def __init__(self, budget: TokenBudget, latency: Callable[[], Latency]) -> None:
-        """The clock starts here, behind `latency`, which is asked for a time only."""
+        """The clock starts here, after `latency`, which is called only if the budget is a time."""
         self._budget = budget
         self._latency = None if budget.ttft_ms is None else latency()
         self.start = time.perf_counter()
@@ -127,7 +128,7 @@ class Deadline:
             self._latency.profile.check_target(self._budget.ttft_ms, words(), images, new_images)
 
     def budget(self, words: Callable[[], int], images: Sequence[SeenImage]) -> TokenBudget:
-        """For pictures that are seen by now, beside so many positions of words."""
+        """The budget for pictures that are seen by now, with so many positions of words."""
         if self._latency is None or self._budget.ttft_ms is None or not images:
             return self._budget
         left = self._budget.ttft_ms / 1e3 - (time.perf_counter() - self.start)
@@ -137,13 +138,13 @@ class Deadline:
         return TokenBudget(tokens=tokens)
 
     def note(self, answer: Answer | None) -> None:
-        """Where the budget was a time: corrects the next one by how long this answer took."""
+        """If the budget was a time, corrects the profile by the time that this answer took."""
         if self._latency is not None and answer is not None and answer.compressed:
             self._latency.note(answer)
 
 
 def _seconds(points: Points, count: float) -> float:
-    """On straight lines between the points, of which the last one goes on."""
+    """Interpolates linearly between the points, and beyond them along the last line."""
     xs, ys = zip(*points, strict=True)
     if count <= xs[-1] or len(xs) == 1:
         return float(np.interp(count, xs, ys))
@@ -158,7 +159,8 @@ def _ask_extremes(ask: Ask, seen: SeenImage) -> list[Answer]:
 
 
 def warm_up(see: See, ask: Ask) -> SeenImage:
-    """A picture that was asked about: the first run of a kernel pays for its set-up."""
+    """A seen picture, after a first question about it: the first run of a kernel includes its
+    set-up."""
     seen = see(_noise(0))
     _ask_extremes(ask, seen)
     return seen
@@ -199,7 +201,8 @@ def known_latency(
     file: Path | None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Latency:
-    """How fast a model is here: read from a file, or measured, which takes a while, and kept."""
+    """The latency of a model on this machine: read from a file, or measured, which takes a while,
+    and saved."""
     profile = None if file is None else read_profile(file)
     if profile is not None:
         latency = Latency(profile)
@@ -219,7 +222,7 @@ def token_counts(num_patches: int) -> list[int]:
 
 
 def _points(counts: Sequence[int], runs: np.ndarray) -> Points:
-    """Of runs [points, repeats] the medians, where what is more is never faster."""
+    """The medians of runs [points, repeats], raised where more tokens took less time."""
     return tuple(zip(counts, np.maximum.accumulate(np.median(runs, axis=1)).tolist(), strict=True))
 
 
@@ -229,8 +232,8 @@ def _noise(seed: int) -> Image.Image:
 
 
 def read_profile(path: Path) -> LatencyProfile | None:
-    """A profile that was kept; None where there is none, or, with a warning, where the file is not
-    one."""
+    """A saved profile; None where there is none, or, with a warning, where the file is no
+    profile."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         points = {
@@ -253,7 +256,7 @@ def keep_profile(profile: LatencyProfile, path: Path) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name first: no reader ever meets half a file.
+        # Written under another name first, so that no reader meets half a file.
         part.write_text(json.dumps(asdict(profile), indent=2), encoding="utf-8")
         part.replace(path)
     except OSError as error:

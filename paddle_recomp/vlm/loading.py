@@ -1,4 +1,4 @@
-"""From the name of a model to a runner: how a VLM is built of a checkpoint, and of a bundle."""
+"""From the name of a model to a runner: how a VLM is built from a checkpoint or from a bundle."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def load(
     cache: FeatureCache | None = None,
     compress: str | None = None,
 ) -> VLM:
-    """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. A bundle that
-    was exported without its language model takes it from the folder of the checkpoint that it was
-    exported from, `llm` (with `clip` beside it, as for any checkpoint), in eager Paddle.
-    `backend` and `precision` say what runs a bundle's visual encoder, `cache` which pictures need
-    not be seen again; see `load_front_end`. `compress` chooses among the compressors of a bundle.
+    """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. If a bundle was
+    exported without its language model, `llm` is the folder of its checkpoint (with `clip`, as for
+    any checkpoint), whose language model runs in eager Paddle. `backend` and `precision` choose the
+    runtime of a bundle's visual encoder, and `cache` remembers seen pictures; see `load_front_end`.
+    `compress` chooses among the compressors of a bundle.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_front_end`."""
@@ -145,7 +145,7 @@ def _load_bundle(
         checkpoint = _language_checkpoint(bundle, llm, clip)
         on_bytes = _counter(checkpoint.num_bytes("language_model"), on_progress)
         front_end = load_front_end(bundle, config, device, on_bytes, backend, precision, cache)
-        # Paddle has no word for ONNX Runtime's providers; the decoder stays where it runs anyway.
+        # Paddle's devices are no providers of ONNX Runtime, so the decoder runs on the CPU.
         model = _paddle_llama(checkpoint, "cpu", on_bytes)
     return front_end, Answerer(model, bundle.language_tokenizer(), bundle.template)
 
@@ -189,7 +189,7 @@ def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
 
 
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
-    """How a checkpoint wants its pictures prepared.
+    """The preparation of pictures that a checkpoint asks for.
 
     Raises: CheckpointError."""
     own = any(
@@ -208,7 +208,7 @@ def _language_checkpoint(
 ) -> Checkpoint:
     """The checkpoint of a bundle's language model.
 
-    Raises: ConfigError when its folder has to be named; BundleError when it is another one."""
+    Raises: ConfigError when its folder has to be named; BundleError when it is another model's."""
     source = bundle.language_model
     if llm is None and source.name != DEMO:
         raise ConfigError(
@@ -280,7 +280,7 @@ def bundle_backend(
     graphs: Sequence[Graph] = PIPELINE,
 ) -> Backend:
     """The backend `name` of BACKENDS, by default the first, for the graphs in front of the language
-    model. It loads `graphs` now, others when they are first run.
+    model. It loads `graphs` now, and other graphs when they are first run.
 
     Raises: DeviceError, ConfigError, BundleError."""
     name = name or BACKENDS[0]
@@ -335,7 +335,7 @@ def _paddle_llama(checkpoint: Checkpoint, device: str, on_tensor: OnBytes) -> La
 
 
 def _counter(total: int, on_progress: Callable[[int, int], None]) -> OnBytes:
-    """Adds up the bytes that it hears, and tells them with their total."""
+    """Adds up the bytes that it is given, and reports the sum with the total."""
     done = 0
 
     def on_bytes(num_bytes: int) -> None:

@@ -27,7 +27,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine, as far as the system tells."""
+    """The machine, as the system describes it."""
     versions = {"python": platform.python_version()}
     for name in _RUNTIMES:
         if name in sys.modules:
@@ -65,8 +65,8 @@ def peak_memory() -> int:
 
 
 def anonymous_memory() -> int | None:
-    """The resident memory of this process in bytes without what is mapped from files; None where
-    the system does not tell."""
+    """The resident memory of this process in bytes, without mapped files; None where the system
+    does not say."""
     return _status("RssAnon")
 
 

@@ -37,7 +37,7 @@ class VLM:
     def __init__(
         self, front_end: VisualFrontEnd, answerer: Answerer, latency_file: Path | None = None
     ) -> None:
-        """`latency_file` is where `latency` is kept once it was measured."""
+        """`latency_file` is the file that saves `latency` once it was measured."""
         self.front_end = front_end
         self.answerer = answerer
         self.latency_file = latency_file
@@ -82,12 +82,12 @@ class VLM:
     ) -> list[Answer]:
         """Answers several questions, each about its pictures (`images[i]`), in one pass: of the
         vision tower over all new pictures, of the compressor, and of the language model. The times
-        are those of the whole batch, the vision tower's among them.
+        are those of the whole batch, including the vision tower.
 
-        With dynamic INT8 (`--precision int8` unless `--quantization static` is given) the ranges of
-        activations span the batch, so that the tokens of a picture depend a little on the pictures
+        With dynamic INT8 (`--precision int8` without `--quantization static`) the ranges of
+        activations span the batch, so the tokens of a picture depend a little on the pictures
         beside it. The ranges of an int8 decoder span the prompts of the batch in the same way. Ask
-        one by one where the same answers as alone are needed.
+        one by one if you need the answers that each question gets alone.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
         check_count(images, questions)
@@ -115,8 +115,8 @@ class VLM:
     def answer(
         self, prompts: Sequence[VisualPrompt], generation: GenerationConfig | None = None
     ) -> list[Answer]:
-        """Answers the prompts that `compress` made, in one pass or one by one, in one pass of the
-        language model; the time to the first token is that of both.
+        """Answers prompts in one pass of the language model. `compress` may have made them in one
+        pass or one by one. The time to the first token includes compressing.
 
         Raises: ContextLengthError."""
         return self.answerer.answer(prompts, generation or GenerationConfig())
@@ -130,8 +130,9 @@ class VLM:
         return Conversation(self.front_end, self.answerer, self.latency, seen, mode)
 
     def latency(self, on_step: Callable[[int, int], None] = lambda done, total: None) -> Latency:
-        """How fast this model is on this machine. It is measured the first time, which takes a
-        while; `on_step` hears the steps done and their total. Budgets with a `ttft_ms` need it."""
+        """The latency of this model on this machine, which budgets with a `ttft_ms` need. The first
+        call measures it, which takes a while; `on_step` is given the number of steps done and their
+        total."""
         with self._measuring:
             if self._latency is None:
                 self._latency = known_latency(self.see, self.ask, self.latency_file, on_step)

@@ -106,6 +106,21 @@ def test_the_fused_graph_is_written_on_request(demo_bundle: Bundle, tmp_path: Pa
     assert stages == {"inputs", "vision", "text", "compress", "pipeline", "decoder"}
 
 
+def test_further_compress_graphs_stand_beside_the_default(tmp_path: Path) -> None:
+    """Over one vision graph, which gives what any of them reads."""
+    arguments = ["--method", "uniform", "--also", "recoverable", "--decoder", "none"]
+    assert main([*arguments, "--out", str(tmp_path / "bundle")]) == 0
+    bundle = open_bundle(tmp_path / "bundle")
+    assert list(bundle.compressors) == ["uniform", "recoverable"]
+    assert (bundle.folder / "compress_recoverable.onnx").is_file()
+    assert "keys" not in bundle.compressors["uniform"].graph.inputs
+    assert bundle.graphs["vision"].outputs == OUTPUTS["vision"]
+    rows = verify_bundle(bundle.folder, "demo")
+    assert [row for row in rows if not row.passed] == []
+    stages = {row.stage for row in rows}
+    assert {"compress", "compress (recoverable)", "pipeline (recoverable)"} <= stages
+
+
 def test_attention_is_fused_and_noise_is_gone(demo_bundle: Bundle) -> None:
     vision = onnx.load(demo_bundle.folder / "vision.onnx")
     kinds = [node.op_type for node in vision.graph.node]

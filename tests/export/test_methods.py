@@ -128,7 +128,7 @@ def test_every_input_of_the_closed_list_is_exported(
         )
         vision = vision._replace(layer_score=vision.visual_score * 0.5)
         words = paddle.rand([batch, length, width])
-        mask = paddle.arange(length) < paddle.full([batch, 1], length - 1)
+        mask = paddle.arange(length) < paddle.full([batch, 1], length - 1, dtype="int64")
         for budget in BUDGETS:
             given = {"word_embeds": words, "word_mask": mask}
             run_both(layer, session, vision, text, budget, **given)

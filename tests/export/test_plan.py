@@ -42,21 +42,24 @@ def test_a_plan_is_fixed() -> None:
 @pytest.mark.parametrize(
     ("choices", "names"),
     [
-        ({}, "vision, text, compress, decoder, files"),
+        ({}, "vision, text, compress, decoder, tokenizers, checksums"),
         (
             {"also": (CompressionConfig("uniform"),)},
-            "vision, text, compress, compress uniform, decoder, files",
+            "vision, text, compress, compress uniform, decoder, tokenizers, checksums",
         ),
-        ({"decoder": "none"}, "vision, text, compress, files"),
-        ({"fused": True}, "vision, text, compress, encoder, decoder, files"),
-        ({"precision": "int8"}, "samples, vision, text, compress, int8, decoder, files"),
+        ({"decoder": "none"}, "vision, text, compress, tokenizers, checksums"),
+        ({"fused": True}, "vision, text, compress, encoder, decoder, tokenizers, checksums"),
+        (
+            {"precision": "int8"},
+            "samples, vision, text, compress, int8, decoder, tokenizers, checksums",
+        ),
         (
             {"paddle": True, "fused": True},
-            "vision, text, compress, encoder, paddle encoder, decoder, files",
+            "vision, text, compress, encoder, paddle encoder, decoder, tokenizers, checksums",
         ),
         (
             {"paddle": True, "paddle_int8": Path(sys.executable)},
-            "samples, vision, text, compress, paddle int8, decoder, files",
+            "samples, vision, text, compress, paddle int8, decoder, tokenizers, checksums",
         ),
     ],
 )

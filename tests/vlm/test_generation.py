@@ -188,8 +188,8 @@ def test_the_document_shows_what_there_is(
 ) -> None:
     """Its program runs, and its table has every option with its default."""
     document = DOCUMENT.read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
-    exec(program.replace("street.jpg", str(picture)), {})
+    program, *_ = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    exec(program.replace("paddle_recomp/assets/pictures/scene_0.png", str(picture)), {})
     assert re.search(r"(stop|length|stop_string) \(-", capsys.readouterr().out)
     rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^ |]+) \|", document, re.MULTILINE))
     short = {"None": "none", "()": "none", "0.0": "0", "1.0": "1"}

@@ -1,6 +1,7 @@
-"""What a model costs on this machine, by token budget, for a first and for a second question.
+"""The time and memory of a model on this machine, by token budget, for a first and a second
+question.
 
-report = bench(load("build/bundle"), "street.jpg")
+report = bench(load("build/bundle"), "paddle_recomp/assets/pictures/scene_5.png")
 for row in report.rows:
     print(row.budget, row.question, row.timing.first_token, row.tokens_per_second)
 """

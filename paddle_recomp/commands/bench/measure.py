@@ -18,22 +18,22 @@ from paddle_recomp.vlm.vlm import VLM
 
 FULL, DYNAMIC = "full", "dynamic"
 TOKENS = 64
-"""The exact budget, where a picture has as many patches."""
+"""The exact budget, unless a picture has fewer patches."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is asked, and how often.
+    """The questions and budgets, and how often they are repeated.
 
     Raises: ConfigError for what measures nothing; QuestionError."""
 
     tokens: tuple[int, ...] = ()
-    """The exact budgets; without any 64, or all patches where there are fewer."""
+    """The exact budgets. If there is none: 64, or all patches of a picture that has fewer."""
     questions: tuple[str, str] = (
         "what is in the picture?",
         "where does the largest thing in it stand?",
     )
-    """The first and the second one about the picture."""
+    """The first and the second question about the picture."""
     new_tokens: int = 32
     """The length of every answer."""
     repeats: int = 3
@@ -63,12 +63,12 @@ class Row:
 
     budget: str
     question: int
-    """1 for the first about a picture, which pays for the vision tower, or 2."""
+    """1 for the first question about a picture, which includes the vision tower, or 2."""
     visual_tokens: int
     prefilled: int
     """Positions, of words and of the picture, in front of the first token."""
     new_tokens: int
-    """Of each answer, the first one included."""
+    """The new tokens of each answer, including the first one."""
     samples: tuple[Timing, ...]
     peak_memory: int
     """Bytes; see `machine.peak_memory`, `Report.peaks_apart`."""
@@ -83,21 +83,21 @@ class Row:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens behind the first."""
+        """The speed of the tokens after the first one."""
         return (self.new_tokens - 1) / self.timing.decode
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was measured of one model."""
+    """All measurements of one model."""
 
     rows: tuple[Row, ...]
-    """By budget, none at all first; the two questions behind each other."""
+    """By budget, the uncompressed one first, with two questions for each."""
     num_patches: int
     peak_memory: int
-    """Bytes, the largest of all, loading included."""
+    """The largest peak of all in bytes, including loading."""
     peaks_apart: bool
-    """Whether each row has a peak of its own; else it is the one since the process began."""
+    """Whether each row has a peak of its own, or the peak since the process began."""
     machine: Machine
 
     def row(self, budget: str, question: int) -> Row:
@@ -105,7 +105,7 @@ class Report:
         return next(row for row in self.rows if (row.budget, row.question) == (budget, question))
 
     def prefill_speed(self, budget: str) -> float:
-        """How many times as fast the prefill is as without compression."""
+        """The speed of the prefill relative to that without compression."""
         ratios = []
         for question in (1, 2):
             rows = self.row(FULL, question), self.row(budget, question)
@@ -128,12 +128,14 @@ def bench(
     config: BenchConfig | None = None,
     on_answer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Asks two questions about a picture, which is seen anew for the first one, at each budget in
-    turn, and all that `repeats` times. Answers are of one length, wherever the model ends them.
+    """Asks two questions about a picture, which is seen again for each first question, at each
+    budget in turn, and repeats all that `repeats` times. All answers have the same length; no token
+    ends them.
 
-    A round before that warms everything up and measures the memory, from the least tokens to
-    all, because a runtime keeps what it once took. The process's own record of its peak is
-    reset. `on_answer` hears the answers so far and those in all.
+    A round before that warms everything up and measures the memory. It begins with the fewest
+    tokens, because a runtime keeps the memory that it once took, and it resets the process's record
+    of its peak. `on_answer` is given the number of answers so far and in all.
+
     Raises: ConfigError (budget), and as `VLM.ask`."""
     config = config or BenchConfig()
     num_patches = vlm.see(picture).num_patches
@@ -184,7 +186,8 @@ def _ask_twice(
 
 
 def _endless(vlm: VLM) -> VLM:
-    """The same model with answers that no token ends: those of random weights end anywhere."""
+    """The same model, with answers that no token ends, because random weights could end them
+    anywhere."""
     tokenizer = copy.copy(vlm.answerer.tokenizer)
     tokenizer.eos_token_ids = ()
     return VLM(vlm.front_end, replace(vlm.answerer, tokenizer=tokenizer))

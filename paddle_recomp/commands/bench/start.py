@@ -1,4 +1,4 @@
-"""The command `bench`: what a model costs on this machine."""
+"""The command `bench`: the time and memory of a model on this machine."""
 
 from __future__ import annotations
 

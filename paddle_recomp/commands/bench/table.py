@@ -29,7 +29,7 @@ ORDINALS = {1: "1st", 2: "2nd"}
 
 
 def print_report(console: Console, report: Report, title: str) -> None:
-    """A line for each budget and question, and under them what compression gained."""
+    """A line for each budget and question, and below them the gain from compression."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in COLUMNS:
         justify: JustifyMethod = "left" if column in COLUMNS[:2] else "right"
@@ -64,7 +64,7 @@ def cells(row: Row) -> list[str]:
 
 
 def shape_line(model: Checkpoint | Bundle) -> str:
-    """What was measured, by its sizes and precisions, as one line."""
+    """The measured model, with its sizes and precisions, as one line."""
     if isinstance(model, Bundle):
         parts = [f"{model.num_patches} patches", f"encoder {model.precision}"]
         if model.decoder is not None:
@@ -79,12 +79,12 @@ def shape_line(model: Checkpoint | Bundle) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """With as many digits as mean something."""
+    """A number with its significant digits."""
     return f"{seconds * 1e3:.{0 if seconds >= 0.1 else 1}f}"
 
 
 def gains(report: Report) -> list[str]:
-    """What each budget saves."""
+    """The savings of each budget, as lines."""
     budgets = dict.fromkeys(row.budget for row in report.rows if row.budget != FULL)
     return [
         f"{budget}{' tokens' * budget.isdigit()}: "
@@ -95,7 +95,7 @@ def gains(report: Report) -> list[str]:
 
 
 def conditions(report: Report) -> str:
-    """What the columns are."""
+    """The meaning of the columns, as one line."""
     row = report.rows[0]
     when = "" if report.peaks_apart else " since the process began"
     return (

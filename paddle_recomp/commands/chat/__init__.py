@@ -1,1 +1,1 @@
-"""`recomp chat`: what a line means, what a session does with it, and where lines come from."""
+"""`recomp chat`: the meaning of a line, the session that obeys it, and the source of the lines."""

@@ -1,4 +1,4 @@
-"""What a line of a chat means: pure functions of text."""
+"""The meaning of a line of a chat: pure functions of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMANDS = {
     "/help": ("", "this list"),
     "/quit": ("", "end; Ctrl-D does, too"),
 }
-"""Every command: its words, and what it does."""
+"""Every command, with its words and its effect."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def parse_line(line: str) -> Command | str:
 def parse_budget(words: tuple[str, ...]) -> TokenBudget:
     """The budget that `/tokens` names.
 
-    Raises: ConfigError, also for a number that is none or outside what a budget allows."""
+    Raises: ConfigError, also for a text that is no number, or a number that no budget allows."""
     match words:
         case ["auto"]:
             return TokenBudget()

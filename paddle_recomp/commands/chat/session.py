@@ -1,4 +1,4 @@
-"""What a chat does with its lines, whatever terminal, file or test they come from."""
+"""The session of a chat: it obeys lines, which come from a terminal, a file or a test."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ OVERLAY = "explain.png"
 
 
 class ChatSession:
-    """A conversation, and what can be changed about it. Everything is printed to a console; an
-    error is one line there and changes nothing."""
+    """A conversation with its settings. Everything is printed to a console; an error is one line
+    there and changes nothing."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ChatSession:
         self._set_budget(budget or TokenBudget())
 
     def take(self, line: str) -> bool:
-        """Does what a line says; False when it ends the session."""
+        """Obeys a line; False when it ends the session."""
         try:
             meant = parse_line(line)
             if isinstance(meant, Command):
@@ -61,8 +61,8 @@ class ChatSession:
         return True
 
     def cancel(self) -> bool:
-        """Cuts the answer that is being given; False where there is none, or it was cut before.
-        Safe in the handler of a signal."""
+        """Cuts the answer that is being generated; False when there is none, or when it was cut
+        before. May be called in the handler of a signal."""
         stream = self._stream
         if stream is None or stream.cancelled:
             return False
@@ -106,7 +106,8 @@ class ChatSession:
         return command.name != "/quit"
 
     def _set_budget(self, budget: TokenBudget) -> None:
-        """A time needs to be known of the machine, which no question shall wait for."""
+        """A budget that is a time needs a measurement of the machine, for which no question should
+        wait."""
         if budget.ttft_ms is not None:
             with progress_bar(self._console, "measuring") as on_step:
                 self._vlm.latency(on_step)

@@ -1,5 +1,5 @@
 """Where the lines of a chat come from: an edited line with history and completion on a terminal,
-plain lines from anywhere else; and what Ctrl-C does meanwhile."""
+plain lines from anywhere else. Also the handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from paddle_recomp.vlm.conversation import Mode
 PROMPT = "> "
 _WORDS = {"/mode": get_args(Mode), "/tokens": ("auto", "full", "max")}
 _WHOLE_WORDS = re.compile(r"""(?:(?:[^\s"'\\]|\\.|"[^"]*"|'[^']*')*\s+)*""")
-"""Of an unfinished line everything in front of its last word."""
+"""Everything in front of the last word of an unfinished line."""
 
 
 def run(session: ChatSession) -> None:
-    """Gives the lines of standard input to a session until either ends."""
+    """Passes the lines of standard input to a session until either ends."""
     for line in edited_lines() if sys.stdin.isatty() else plain_lines():
         with ctrl_c(session.cancel):
             try:
@@ -41,14 +41,14 @@ def run(session: ChatSession) -> None:
 
 
 def plain_lines() -> Iterator[str]:
-    """Standard input; bytes that are no UTF-8 come as U+FFFD."""
+    """The lines of standard input; bytes that are no UTF-8 become U+FFFD."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     yield from sys.stdin
 
 
 def edited_lines() -> Iterator[str]:
-    """What is typed; Ctrl-C clears the line, Ctrl-D ends."""
+    """The typed lines; Ctrl-C clears the line, Ctrl-D ends."""
     prompt: PromptSession[str] = PromptSession(
         PROMPT,
         history=open_history(platformdirs.user_state_path("paddle_recomp") / "chat_history"),
@@ -67,7 +67,8 @@ def edited_lines() -> Iterator[str]:
 
 
 def open_history(path: Path) -> History:
-    """The lines of earlier sessions; of this one alone where the file cannot be written."""
+    """The lines of earlier sessions, or only those of this session when the file cannot be
+    written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -81,7 +82,7 @@ class LineCompleter(Completer):
     """Completes commands, their words, and the last path of `/image` and `/explain`."""
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
-        """What may follow the line as far as it was typed."""
+        """The completions of the line so far."""
         line = document.text_before_cursor
         name, space, rest = line.partition(" ")
         if not space:
@@ -106,7 +107,8 @@ def _paths(line: str, event: CompleteEvent) -> Iterator[Completion]:
 
 @contextmanager
 def ctrl_c(cancel: Callable[[], bool]) -> Iterator[None]:
-    """Ctrl-C cuts an answer where it can be cut, and is a KeyboardInterrupt where it cannot."""
+    """Within the block, Ctrl-C cuts an answer; if there is none to cut, it is a
+    KeyboardInterrupt."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not cancel():

@@ -1,4 +1,5 @@
-"""What every method has to beat: the visual score alone, a random choice, a uniform grid."""
+"""The baselines that every method has to beat: the visual score alone, a random choice, a uniform
+grid."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def _keep_top(
 
 
 def _random_ranks(size: int, seed: int) -> list[int]:
-    """A number for each patch from a generator of our own: those of libraries change."""
+    """A number for each patch from a generator of our own, because those of libraries change."""
     prime = 2**31 - 1
     states = [(patch * 48271 + seed * 69621) % prime for patch in range(1, size + 1)]
     for _ in range(4):

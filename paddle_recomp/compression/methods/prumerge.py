@@ -38,8 +38,8 @@ def prumerge(inputs: MethodInputs, bounds: Tensor, options: PruMergeOptions) -> 
     Source: the paper's sections 3.2 (adaptive selection) and 3.3 (token supplement). It leaves open
     whether a centre may absorb another centre, and the scale of the weights: both are options. The
     count is the number of outliers; one token for the rest stands behind the centres, within the
-    budget. A budget of one token is that of the rest alone; one of all patches keeps them as they
-    are."""
+    budget. With a budget of one token only the rest token stays; a budget of all patches keeps them
+    as they are."""
     score = inputs.visual_score
     size = score.shape[1]
     everything = paddle.ones_like(score) > 0
@@ -52,7 +52,7 @@ def prumerge(inputs: MethodInputs, bounds: Tensor, options: PruMergeOptions) -> 
 
     chosen = ops.top(score, everything, n_centres)
     patch = paddle.arange(size, dtype="int64").unsqueeze(0)
-    # A language model is sensitive to order: centres stand in that of their patches.
+    # A language model is sensitive to order, so centres have the order of their patches.
     order = paddle.argsort(paddle.where(chosen, patch, patch + size), axis=1)
     rank = paddle.cumsum(chosen.astype("int64"), axis=1) - 1
     centres = first_centres(order, rank, chosen, n_centres)

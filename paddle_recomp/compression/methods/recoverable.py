@@ -1,5 +1,5 @@
-"""Recoverable Compression (Chen et al., AAAI 2025): what stands out visually stays, what the
-question asks about is recovered, the remainder is merged around a few centres."""
+"""Recoverable Compression (Chen et al., AAAI 2025): patches that stand out stay, patches that the
+question asks about are recovered, and the remainder is merged around a few centres."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _merge(
     return merge_around(
         centres,
         similarity + options.text_weight * text_score.unsqueeze(1),
-        # A centre may absorb other centres too; only itself is out of the question.
+        # A centre may absorb other centres too, but not itself.
         candidates=remainder,
         others=paddle.logical_and(remainder, paddle.logical_not(centres.chosen)),
         score=visual_score,

@@ -20,8 +20,8 @@ DECODER, WORDS, PICTURE = "genai_decoder.onnx", "genai_embedding.onnx", "genai_v
 
 
 class GenaiDecoder:
-    """One prompt, greedy. genai itself takes words; whatever has an embedding of its own comes in
-    as a picture, whose vision tower gives back what it is given."""
+    """One prompt, greedy. genai itself takes words. So embeddings come in as a picture, whose
+    vision tower returns its input."""
 
     def __init__(self, folder: Path, info: DecoderInfo, capacity: int) -> None:
         import onnxruntime_genai
@@ -53,7 +53,7 @@ class GenaiDecoder:
 
 
 def stand_in(info: DecoderInfo) -> int:
-    """The token that stands where an embedding goes, and so cannot be said."""
+    """The token that stands in place of an embedding, and so cannot be generated."""
     return info.vocab_size - 1
 
 
@@ -156,7 +156,7 @@ def _words(table: Path, picture: int) -> ModelProto:
         "zero": np.array(0),
         "one": np.array(1),
         "end": np.array([-1]),
-        # So that there is a row to take where there is no picture.
+        # Adds a row, so that a gather works without a picture.
         "none": np.zeros((1, width), np.float32),
     }
     nodes = [

@@ -1,6 +1,7 @@
-"""The decoder in ONNX Runtime, as `recomp` runs it, against other runtimes with the same weights.
+r"""The decoder in ONNX Runtime, as `recomp` runs it, against other runtimes with the same weights.
 
-    python -m benchmarks.decoder_runtimes build/checkpoints/tiny-llava-1.1b --folder build/runtimes
+    python -m benchmarks.other_runtimes.decoder_runtimes build/checkpoints/tiny-llava-1.1b \
+        --folder build/runtimes
 
 The others are no part of the project; those that are not installed say so in their lines. An
 environment that has them:
@@ -9,11 +10,9 @@ environment that has them:
     build/env/bin/pip install -c constraints.txt -e ".[export]"
     build/env/bin/pip install onnxruntime-genai==0.18.0 openvino==2026.4.1 nncf==3.4.0
 
-Each line is a process of its own. Before a time counts, the logits behind the longest prompt and
-each token after it must be about as near to those of the decoder in fp32 as those of ONNX Runtime
-in the same precision are. What `--folder` holds from an earlier run is taken as it is; without it
-the models are temporary.
-"""
+Each line is a process of its own. A time counts only if the logits behind the longest prompt and
+behind each token after it are about as near to fp32 as those of ONNX Runtime in the same precision.
+Models in `--folder` from an earlier run are used again; without it the models are temporary."""
 
 from __future__ import annotations
 
@@ -36,8 +35,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from benchmarks.decoder import PROMPTS, STEPS
-from benchmarks.genai_decoder import GenaiDecoder, stand_in, write_genai
-from benchmarks.openvino_decoder import FILE, OnnxInOpenVino, OpenVinoDecoder, write_openvino
+from benchmarks.other_runtimes.genai_decoder import GenaiDecoder, stand_in, write_genai
+from benchmarks.other_runtimes.openvino_decoder import (
+    FILE,
+    OnnxInOpenVino,
+    OpenVinoDecoder,
+    write_openvino,
+)
 from export.decoder.write import EMBEDDING, GRAPH, write_decoder
 from export.parity import mean_cosine
 from paddle_recomp.bundle import DecoderInfo
@@ -58,7 +62,7 @@ PACKAGES = {
     OPENVINO: ("openvino", "nncf"),
     OPENVINO_ONNX: ("openvino",),
 }
-"""What each runtime imports, and its graph is written with."""
+"""The packages that each runtime, and the writer of its graph, import."""
 PRECISIONS = ("fp32", "int8", "int4")
 INFO = "decoder.json"
 
@@ -71,11 +75,11 @@ class Row:
     precision: str
     label: str = ""
     hints: dict[str, str] = field(default_factory=dict)
-    """Of OpenVINO."""
+    """OpenVINO's configuration."""
 
     @property
     def name(self) -> str:
-        """For the reader."""
+        """The name in the table."""
         return f"{self.runtime}, {self.label}" if self.label else self.runtime
 
 
@@ -116,7 +120,7 @@ class Decoder(Protocol):
 
 
 class _Ours:
-    """`OnnxDecoder`, in a cache that just holds what comes."""
+    """`OnnxDecoder`, with a cache of exactly the needed size."""
 
     def __init__(self, folder: Path, info: DecoderInfo, threads: int, capacity: int) -> None:
         self.model, self.capacity = OnnxDecoder(folder, info, threads=threads), capacity
@@ -134,7 +138,7 @@ class _Ours:
 
 
 def write_models(checkpoint: Checkpoint, folder: Path, precision: str, threads: int) -> None:
-    """Everything that the rows of a precision open, unless it is there."""
+    """Writes the models for the rows of a precision, unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / INFO).is_file():
         info = write_decoder(checkpoint, folder, precision, {})
@@ -164,7 +168,7 @@ def open_decoder(row: Row, folder: Path, threads: int, capacity: int) -> Decoder
 
 
 def measure(row: Row, folder: Path, threads: int, repeats: int, logits: Path) -> dict[str, Any]:
-    """Median seconds, and bytes. Writes the logits [1 + STEPS, V] that others are compared with."""
+    """Median seconds, and bytes. Writes the logits [1 + STEPS, V] for the comparison."""
     for package in PACKAGES[row.runtime][:1]:
         importlib.import_module(package)
     longest = max(PROMPTS)
@@ -193,12 +197,18 @@ def measure(row: Row, folder: Path, threads: int, repeats: int, logits: Path) ->
 
 
 def in_own_process(row: Row, folder: Path, threads: int, repeats: int) -> Found | str:
-    """`measure` where nothing else has taken memory; or why there is nothing."""
+    """`measure` in a process of its own; or a text that says why there is no result."""
     if absent := missing(row.runtime):
         return f"not installed: {', '.join(absent)}"
     logits = folder / "logits.npy"
     about = json.dumps([asdict(row), str(folder), threads, repeats, str(logits)])
-    command = [sys.executable, "-m", "benchmarks.decoder_runtimes", "--measure", about]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.other_runtimes.decoder_runtimes",
+        "--measure",
+        about,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
@@ -223,7 +233,7 @@ FARTHER = 0.01
 
 
 class Found(NamedTuple):
-    """What a process measured."""
+    """The measurements of a process."""
 
     times: dict[str, float]
     """Median seconds, and bytes."""
@@ -232,8 +242,8 @@ class Found(NamedTuple):
 
 
 def table_line(row: Row, found: Found | str, ours: Found, exact: np.ndarray) -> str:
-    """A line, with the speed relative to `ours` in brackets; `exact` are the logits of fp32. Where
-    those that were found are too far from them there are no times."""
+    """A line, with the speed relative to `ours` in brackets; `exact` are the logits of fp32. If the
+    found logits are too far from them, the line has no times."""
     if isinstance(found, str):
         return _joined([row.precision, row.name, found, *[""] * (len(COLUMNS) - 3)])
     cosine = mean_cosine(exact, found.logits)

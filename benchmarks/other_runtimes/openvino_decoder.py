@@ -18,8 +18,8 @@ MODES: dict[str, dict[str, Any]] = {
     "int8": {"mode": "INT8_SYM"},
     "int4": {"mode": "INT4_ASYM", "group_size": 128},
 }
-"""What nncf is asked for: as near to the decoder of a bundle as it comes. It keeps the output layer
-of int4 in eight bits, too."""
+"""The options for nncf that come nearest to the decoder of a bundle. It keeps the output layer of
+int4 in eight bits, too."""
 
 
 class OpenVinoDecoder:
@@ -123,7 +123,7 @@ class _Builder:
         self.beams = opset13.parameter([-1], np.int32, name="beam_idx")
 
     def weight(self, name: str) -> Any:
-        """As the checkpoint has it, widened where it is used."""
+        """The weight as in the checkpoint, widened where it is used."""
         stored = self.checkpoint.parameter("language_model", name)
         constant = self.ops.constant(np.ascontiguousarray(stored), name=name)
         return self.ops.convert(constant, "f32")
