@@ -21,9 +21,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.comparing import budgets_for, fingerprint, kept_alike, progress_bar
-from export.parity import mean_cosine
 from export.samples import QUESTIONS, load_pictures
 from paddle_recomp.bundle import Bundle, open_bundle
+from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.preprocess import clip_text, load_image
 from paddle_recomp.types import Stage

@@ -15,11 +15,11 @@ from pathlib import Path
 import onnxruntime
 
 from benchmarks.compressor import median_pair
-from export.parity import mean_cosine
 from export.samples import load_pictures
 from export.verify import runtimes
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import open_bundle
+from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import OUTPUTS
 
 NAMES = {

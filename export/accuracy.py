@@ -13,13 +13,13 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
+from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import Graph
 
 from .calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
 from .errors import ExportError
 from .onnx_graph import OnnxGraph
 from .optimise import check
-from .parity import mean_cosine
 from .quantise import layer_of, quantise, quantised_inputs, weight_nodes
 from .scales import Range, Scales
 from .writing import write_model

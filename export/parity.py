@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_recomp.bundle.comparison import relative_difference
 from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
 
@@ -100,20 +101,3 @@ def compare(graph: Graph, expected: dict[str, np.ndarray], found: dict[str, np.n
                 f"{graph}: {name} differs by {difference:.2g} of its largest value between eager "
                 f"Paddle and the exported graph; allowed is {limit:g}"
             )
-
-
-def relative_difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference, as a share of the largest value."""
-    if not expected.size:
-        return 0.0
-    scale = max(float(np.abs(expected).max()), 1e-12)
-    return float(np.abs(expected.astype("float64") - found).max()) / scale
-
-
-def mean_cosine(expected: np.ndarray, found: np.ndarray) -> float:
-    """[..., C] and [..., C] -> mean over all vectors; two zero vectors are equal."""
-    ours, theirs = expected.astype("float64"), found.astype("float64")
-    lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
-    cosine = (ours * theirs).sum(axis=-1) / np.where(lengths > 0, lengths, 1)
-    same = (ours == theirs).all(axis=-1)
-    return float(np.where((lengths == 0) & same, 1.0, cosine).mean())

@@ -14,7 +14,7 @@ from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle, open_bundle
-from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_difference
 from paddle_recomp.bundle.contract import TOKENS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
@@ -25,7 +25,6 @@ from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processo
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
-from .parity import mean_cosine, relative_difference
 from .samples import load_pictures, load_questions
 from .shapes import TRACED
 

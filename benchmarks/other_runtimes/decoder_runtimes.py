@@ -43,8 +43,8 @@ from benchmarks.other_runtimes.openvino_decoder import (
     write_openvino,
 )
 from export.decoder.write import EMBEDDING, GRAPH, write_decoder
-from export.parity import mean_cosine
 from paddle_recomp.bundle import DecoderInfo
+from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.vlm.loading import find_checkpoint

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from paddle_recomp.bundle import DecoderInfo
+from paddle_recomp.bundle.comparison import mean_cosine, relative_difference
 from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.checkpoint import Checkpoint
 
 from ..errors import ExportError
-from ..parity import mean_cosine, relative_difference
 from .graph import decoder_inputs, decoder_outputs, head_width, write_graph
 from .products import PRECISIONS
 from .reference import reference_logits

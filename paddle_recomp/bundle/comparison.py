@@ -1,8 +1,11 @@
-"""One comparison of what a bundle computes with what it should compute, as plain data."""
+"""One comparison of a result of a bundle with the result that it should have, as plain data; and
+the two ways to compare arrays of floats."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,20 @@ class Comparison:
         if self.measure == "difference":
             return self.value <= self.limit
         return self.value >= self.limit
+
+
+def relative_difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference, as a share of the largest value."""
+    if not expected.size:
+        return 0.0
+    scale = max(float(np.abs(expected).max()), 1e-12)
+    return float(np.abs(expected.astype("float64") - found).max()) / scale
+
+
+def mean_cosine(expected: np.ndarray, found: np.ndarray) -> float:
+    """[..., C] and [..., C] -> mean over all vectors; two zero vectors are equal."""
+    ours, theirs = expected.astype("float64"), found.astype("float64")
+    lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+    cosine = (ours * theirs).sum(axis=-1) / np.where(lengths > 0, lengths, 1)
+    same = (ours == theirs).all(axis=-1)
+    return float(np.where((lengths == 0) & same, 1.0, cosine).mean())

@@ -12,7 +12,7 @@ import numpy as np
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_difference
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL
 from paddle_recomp.bundle.golden import Golden, GoldenAnswer, GoldenCase, Limits
 from paddle_recomp.config import GenerationConfig
@@ -183,25 +183,10 @@ def _compare(
         value = float((expected == found).mean()) if same_shape and expected.size else 0.0
         return Comparison(1, step, name, "agreement", value, 1.0, case)
     if cosine is not None:
-        value = _mean_cosine(expected, found) if same_shape else 0.0
+        value = mean_cosine(expected, found) if same_shape else 0.0
         return Comparison(1, step, name, "cosine", value, cosine, case)
-    value = _relative_difference(expected, found) if same_shape else np.inf
+    value = relative_difference(expected, found) if same_shape else np.inf
     return Comparison(1, step, name, "difference", value, difference, case)
-
-
-def _relative_difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference, as a share of the largest value."""
-    scale = max(float(np.abs(expected).max(initial=0)), 1e-12)
-    return float(np.abs(expected.astype(np.float64) - found).max(initial=0)) / scale
-
-
-def _mean_cosine(expected: np.ndarray, found: np.ndarray) -> float:
-    """[..., C] and [..., C] -> mean over all vectors; two zero vectors are equal."""
-    ours, theirs = expected.astype(np.float64), found.astype(np.float64)
-    lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
-    cosine = (ours * theirs).sum(axis=-1) / np.where(lengths > 0, lengths, 1)
-    same = (ours == theirs).all(axis=-1)
-    return float(np.where((lengths == 0) & same, 1.0, cosine).mean())
 
 
 def _overlap(case: GoldenCase, found: Arrays, bundle: Bundle) -> float:

@@ -20,9 +20,9 @@ from export.calibration import (
 )
 from export.errors import ExportError
 from export.onnx_graph import OnnxGraph
-from export.parity import mean_cosine
 from export.quantise import quantise, quantised_inputs, weight_nodes
 from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.errors import ConfigError, FeatureError, ImageNotFoundError
 from paddle_recomp.preprocess import ClipTokenizer
