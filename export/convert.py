@@ -5,6 +5,7 @@ back when its process ends."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -104,14 +105,22 @@ def save_layer(layer: Any, spec: ModelSpec, stem: Path) -> None:
 
     from .graphs import input_specs
 
-    wanted = sum(parameter.size * parameter.element_size() for parameter in layer.parameters())
     specs = [input_specs(layer.signature, spec)]
     traced = paddle.jit.to_static(layer, input_spec=specs, full_graph=True)
     paddle.jit.save(traced, str(stem))
     # On a full disk Paddle drops weights without a word.
-    found = Path(f"{stem}.pdiparams").stat().st_size
+    wanted, found = bytes_of_parameters(stem), Path(f"{stem}.pdiparams").stat().st_size
     if found < wanted:
         raise ExportError(f"Paddle wrote {found} bytes of {wanted} bytes of weights: a full disk?")
+
+
+def bytes_of_parameters(stem: Path) -> int:
+    """The bytes of all parameters that a saved program reads: fewer than the layer has, where
+    nothing reads some of them. STEM.json holds an operation `p` for each, with type and shape."""
+    program = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))["program"]
+    operations = program["regions"][0]["blocks"][0]["ops"]
+    kinds = [one["O"]["TT"]["D"] for one in operations if one["#"] == "p"]
+    return sum(int(kind["#"][-2:]) // 8 * math.prod(shape) for kind, shape, *_ in kinds)
 
 
 def convert_layer(

@@ -30,7 +30,6 @@ CLIP_TOKENIZER, LANGUAGE_TOKENIZER = "clip/tokenizer.json", "llm/tokenizer.json"
 
 def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, Any]:
     """The fields of recomp.json that do not depend on the files."""
-    spec = checkpoint.spec
     return {
         "format": FORMAT,
         "requires": [],
@@ -41,15 +40,7 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
         },
         "precision": plan.precision,
         "operators": plan.operators,
-        "image": _image(checkpoint),
-        "question": _question(checkpoint, plan),
-        "prompt": _prompt(checkpoint),
-        "sizes": {
-            "vision_width": spec.vision.hidden_size,
-            "joint_width": spec.vision.projection_dim,
-            "language_width": spec.projector.out_features,
-            "max_tokens": spec.vision.num_patches,
-        },
+        **facts_of(checkpoint, plan.config.towers.question_source),
         # `question.source` is the home of the other switch.
         "towers": {k: v for k, v in asdict(plan.config.towers).items() if k != "question_source"},
         "graphs": {
@@ -64,6 +55,22 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
     }
 
 
+def facts_of(checkpoint: Checkpoint, question_source: str) -> dict[str, Any]:
+    """The sections of recomp.json that say how a checkpoint wants its inputs prepared."""
+    spec = checkpoint.spec
+    return {
+        "image": _image(checkpoint),
+        "question": _question(checkpoint, question_source),
+        "prompt": _prompt(checkpoint),
+        "sizes": {
+            "vision_width": spec.vision.hidden_size,
+            "joint_width": spec.vision.projection_dim,
+            "language_width": spec.projector.out_features,
+            "max_tokens": spec.vision.num_patches,
+        },
+    }
+
+
 def _image(checkpoint: Checkpoint) -> dict[str, Any]:
     vision = checkpoint.spec.vision
     side = vision.image_size // vision.patch_size
@@ -75,14 +82,14 @@ def _image(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _question(checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, Any]:
+def _question(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
     tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
     return {
         "tokenizer": CLIP_TOKENIZER,
         "positions": checkpoint.spec.text.max_positions,
         "start_id": tokenizer.start_id,
         "end_id": tokenizer.end_id,
-        "source": plan.config.towers.question_source,
+        "source": source,
     }
 
 

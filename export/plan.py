@@ -110,6 +110,6 @@ def _check_same_towers(first: CompressionConfig, other: CompressionConfig) -> No
     for name, value in ours.items():
         if theirs[name] != value:
             raise ConfigError(
-                f"compress graphs of one bundle share its towers: {name} is {value} for "
-                f"{first.method!r} and {theirs[name]} for {other.method!r}"
+                f"compress graphs of one bundle share its towers: {name} is {value} for the "
+                f"default, {first.method!r}, and {theirs[name]} for the further {other.method!r}"
             )

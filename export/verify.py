@@ -25,6 +25,7 @@ from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processo
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
+from .facts import compare_facts
 from .samples import load_pictures, load_questions
 from .shapes import TRACED
 
@@ -83,6 +84,7 @@ def verify_bundle(
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
         }
+    rows += compare_facts(bundle, checkpoint)
     for name in bundle.compressors:
         rows += _compare_graphs(bundle.choose(name), checkpoint, given.values())
     if bundle.decoder is not None:

@@ -33,6 +33,8 @@ class Options:
                     raise ConfigError(f"{one.name} is {value!r}; allowed: {listing(allowed)}")
             elif not _is_instance(value, hint):
                 raise ConfigError(f"{one.name} is {value!r}; expected {hint.__name__}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{one.name} is {value!r}; expected a finite number")
             least = one.metadata.get("least")
             if least is not None and value < least:
                 raise ConfigError(f"{one.name} is {value!r}; expected at least {least}")

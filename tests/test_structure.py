@@ -140,6 +140,7 @@ BESIDE = {
     "commands/console.py": "errors, warnings and progress on a terminal",
     "json_files.py": "reads JSON",
     "bundle/bundle.py": "plain data; checksums are compared through it",
+    "bundle/onnx_files.py": "names the files that a graph reads besides itself",
     "bundle/checksums.py": "compares files with SHA256SUMS",
     "bundle/schema.py": "compares recomp.json with its schema",
     "vlm/demo.py": "the folders of the embedded model",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from paddle_recomp.bundle.checksums import Checksums
 from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.onnx_files import external_files
 from paddle_recomp.errors import BundleError
 from paddle_recomp.json_files import shown
 from paddle_recomp.preprocess import (
@@ -233,6 +234,20 @@ class Bundle:
 
         Raises: BundleNotFoundError when it is not there; BundleError when it was changed."""
         return self.sums.verified(name)
+
+    def verify_model(self, file: str, data: str | None) -> None:
+        """Compares the files of a graph, and looks that the graph reads no other file.
+
+        Raises: as `verified`; BundleError naming a file that the graph reads and recomp.json does
+        not name."""
+        self.verify((file,) if data is None else (file, data))
+        folder = PurePosixPath(file).parent
+        for name in sorted(external_files(self.folder / file)):
+            if (folder / name).as_posix() != data:
+                raise BundleError(
+                    f"{self.folder / file} reads the file {shown(name)}, which recomp.json does "
+                    "not name as its data"
+                )
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Compares these files, by default all that recomp.json names. Raises: as `verified`."""

@@ -91,6 +91,7 @@ class OnnxDecoder:
         for name in decoder_files(bundle):
             bundle.verified(name)
             on_file(bundle.sizes[name])
+        bundle.verify_model(bundle.decoder.file, bundle.decoder.data)
         decoder = cls(bundle.folder, bundle.decoder, providers, threads)
         metadata = decoder.session.get_modelmeta().custom_metadata_map
         origin = metadata.get("recomp.language_model", "null")

@@ -140,3 +140,13 @@ def test_another_preset_makes_another_bundle(demo_bundle: Bundle, tmp_path: Path
     assert OPSET >= 17
     for name in ("vision.onnx", "text.onnx", "compress.onnx", "encoder.onnx"):
         assert faithful.checksums[name] != demo_bundle.checksums[name]
+
+
+def test_a_method_that_reads_less_is_exported_by_itself(
+    golden_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Its vision graph leaves out the weights that nothing reads."""
+    folders = golden_checkpoint.model_dir, tmp_path / "visual", golden_checkpoint.clip_dir
+    bundle = export_bundle(*folders, config=CompressionConfig("visual"), decoder="none")
+    assert bundle.graphs["vision"].outputs == ("features", "visual_score")
+    assert bundle.graphs["compress"].inputs == ("features", "visual_score", "token_bounds")

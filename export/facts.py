@@ -1,0 +1,40 @@
+"""Whether a bundle says of its checkpoint what is so: everything that is copied, not computed, has
+to be the same to the last bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from paddle_recomp.bundle import MANIFEST, Bundle
+from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
+
+from .manifest import facts_of
+
+
+def compare_facts(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Comparison]:
+    """The sections of recomp.json that prepare inputs, both tokenizers, and the table of words."""
+    manifest = json.loads(bundle.verified(MANIFEST).read_text(encoding="utf-8"))
+    for name, expected in facts_of(checkpoint, bundle.question_source).items():
+        # A later export may have added fields to a section.
+        found = {key: manifest[name].get(key) for key in expected}
+        yield _same(MANIFEST, name, found == json.loads(json.dumps(expected)))
+    clip = ClipTokenizer.from_folder(checkpoint.clip_dir).to_json()
+    words = LanguageTokenizer.from_folder(checkpoint.model_dir).to_json()
+    for file, text in ((bundle.question.tokenizer, clip), (bundle.prompt.tokenizer, words)):
+        found = json.loads(bundle.verified(file).read_text(encoding="utf-8"))
+        yield _same("tokenizer", file, found == json.loads(text))
+    if bundle.decoder is not None:
+        path = bundle.verified(bundle.decoder.embed_tokens)
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        wanted = checkpoint.parameter("language_model", "embed_tokens.weight")
+        equal = table.dtype == wanted.dtype and np.array_equal(table, wanted)
+        yield _same("decoder", "embed_tokens", equal)
+
+
+def _same(stage: str, name: str, equal: bool) -> Comparison:
+    return Comparison(1, stage, name, "agreement", float(equal), 1.0)
