@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paddle_recomp.commands.options import ClipOption, CompressionOptions
+from paddle_recomp.commands.options import ClipOption, CompressionOptions, check_folder_of
 from paddle_recomp.compression.config import PRESETS, CompressionConfig
 from paddle_recomp.errors import ConfigError
 
@@ -137,6 +137,7 @@ class ExportOptions:
         """Raises: ConfigError for options that do not fit together."""
         from .plan import ExportPlan
 
+        check_folder_of(self.report)
         config = self.compression.build() or CompressionConfig()
         return ExportPlan(
             model=self.model,

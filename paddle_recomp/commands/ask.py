@@ -17,6 +17,7 @@ from paddle_recomp.commands.options import (
     ImagesArgument,
     JsonOption,
     QuestionArgument,
+    check_folder_of,
     with_options,
 )
 from paddle_recomp.commands.reports import answer_dict, print_answer, working
@@ -68,6 +69,5 @@ def check_inputs(images: Sequence[Path], question: str, output: Path | None) -> 
         raise ConfigError(f"{output}: there is no picture to draw on")
     check_question(question, len(images))
     pictures = [load_image(image) for image in images]
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
+    check_folder_of(output)
     return pictures

@@ -108,6 +108,14 @@ def _filled(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def check_folder_of(output: Path | None) -> None:
+    """Refuses a file that could not be written, before the work for it begins.
+
+    Raises: ConfigError when its folder does not exist."""
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressionOptions:
     """Which method compresses, and its switches."""

@@ -17,7 +17,12 @@ from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.bundle.golden import read_golden
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.export_tools import export_required
-from paddle_recomp.commands.options import ClipOption, RuntimeOptions, with_options
+from paddle_recomp.commands.options import (
+    ClipOption,
+    RuntimeOptions,
+    check_folder_of,
+    with_options,
+)
 from paddle_recomp.errors import ConfigError
 
 Compare = Callable[[Path, str, Path | None, Path | None], list[Comparison]]
@@ -61,6 +66,7 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
         quiet: Annotated[bool, typer.Option("--quiet", help="Print what is broken alone.")] = False,
     ) -> None:
         """Replay the golden cases of BUNDLE here, or compare BUNDLE with its checkpoint."""
+        check_folder_of(report)
         with quiet_paddle(), warnings_as_lines():
             if model is None:
                 if clip is not None or pictures is not None:
