@@ -88,9 +88,10 @@ def answer_dict(
     }
 
 
-def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict[str, int]:
+def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict[str, Any]:
     counts = stage_counts(stages, *pictures)
-    return {"kept": sum(counts.values()), "of": num_patches(*pictures), **counts}
+    # The stages stand apart: a method may call one `kept` or `of`.
+    return {"kept": sum(counts.values()), "of": num_patches(*pictures), "stages": counts}
 
 
 def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:

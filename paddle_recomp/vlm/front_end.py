@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,7 +41,7 @@ class SeenImage:
     @property
     def num_patches(self) -> int:
         """N."""
-        return int(self.features["visual_score"].shape[1])
+        return int(self.features["features"].shape[1])
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ Images = SeenImage | ImageLike | Sequence[SeenImage | ImageLike]
 
 def listed(images: Images) -> Sequence[SeenImage | ImageLike]:
     """The pictures of a question, one by one."""
-    return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else images
+    return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else list(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +148,7 @@ class VisualFrontEnd:
         check_count(images, texts)
         pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
         counts = [len(some) for some in pictures]
-        if isinstance(budgets, TokenBudget):
-            budgets = [budgets] * len(texts)
+        budgets = budgets_for(budgets, len(texts))
         bounds = [
             pair
             for budget, some in zip(budgets, pictures, strict=True)
@@ -221,6 +220,25 @@ def pad_words(words: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     embeds = np.zeros((*mask.shape, words[0].shape[1]), dtype=np.float32)
     embeds[mask] = np.concatenate(words)
     return embeds, mask
+
+
+def budgets_for(
+    budgets: TokenBudget | Sequence[TokenBudget], num_questions: int
+) -> Sequence[TokenBudget]:
+    """A budget for each question, where one is given for all or one for each.
+
+    Raises: ConfigError for another number of budgets, or for anything that is none."""
+    if isinstance(budgets, TokenBudget):
+        return [budgets] * num_questions
+    if isinstance(budgets, str) or not isinstance(budgets, Iterable):
+        raise ConfigError(f"a budget is {budgets!r}; expected a TokenBudget")
+    given = list(budgets)
+    if len(given) != num_questions:
+        raise ConfigError(f"{len(given)} budgets for {num_questions} questions")
+    for one in given:
+        if not isinstance(one, TokenBudget):
+            raise ConfigError(f"a budget is {one!r}; expected a TokenBudget")
+    return given
 
 
 def check_count(images: Sequence[object], texts: Sequence[str]) -> None:

@@ -324,7 +324,7 @@ def test_the_command_chooses_a_compressor(copy: Path, capsys: pytest.CaptureFixt
     with_a_second(copy, stages=[{"name": "all", "kind": "patch", "meaning": "are there"}])
     asked = ["ask", str(copy / "golden" / "scene.png"), QUESTION, "--model", str(copy), "--json"]
     assert main([*asked, "--compress", "other"]) == 0
-    assert "all" in json.loads(capsys.readouterr().out)["visual_tokens"]
+    assert "all" in json.loads(capsys.readouterr().out)["visual_tokens"]["stages"]
     assert main([*asked, "--compress", "third"]) == 2
     assert "no compressor" in capsys.readouterr().err
     assert main(["info", str(copy)]) == 0
