@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -105,6 +106,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a sum twice": (lambda f: edit_sums(f, lambda t: t + t), "two lines for"),
     "a line of nothing": (lambda f: edit_sums(f, lambda t: f"{t}\n"), "expected a sum"),
+    "a sum with a star": (
+        lambda f: edit_sums(f, lambda t: t.replace("  text.onnx", " *text.onnx")),
+        "expected a sum, two spaces, a name",
+    ),
+    "sums that are no text": (
+        lambda f: (f / SUMS).write_bytes(b"\xff" + (f / SUMS).read_bytes()),
+        "is not UTF-8",
+    ),
+    "sums that are a pipe": (
+        lambda f: ((f / SUMS).unlink(), os.mkfifo(f / SUMS)),
+        "SHA256SUMS cannot be read: it is not a regular file",
+    ),
+    "a picture that is a pipe": (
+        lambda f: ((f / "golden/tall.png").unlink(), os.mkfifo(f / "golden/tall.png")),
+        "tall.png cannot be read: it is not a regular file",
+    ),
     "a sum of what is outside": (
         lambda f: edit_sums(f, lambda t: f"{t}{'0' * 64}  ../x\n"),
         r"\"\.\./x\", which is not inside",
@@ -143,6 +160,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another grid": (
         lambda f: change(f, lambda c: c["image"].update(grid=[6, 7])),
         r"image\.patches is 36, image\.grid \[6, 7\]",
+    ),
+    "a grid of another form": (
+        lambda f: change(f, lambda c: c["image"].update(grid=[4, 9])),
+        r"image\.grid is \[4, 9\], but image\.crop 42.*expected a grid of \[6, 6\]",
+    ),
+    "another crop": (
+        lambda f: change(f, lambda c: c["image"].update(crop=28)),
+        r"image\.crop 28.*expected a grid of \[4, 4\]",
+    ),
+    "an id beyond the vocabulary": (
+        lambda f: change(f, lambda c: c["prompt"].update(bos_token_id=704)),
+        r"prompt\.bos_token_id has the id 704, but decoder\.vocab_size is 704",
+    ),
+    "two places in a template": (
+        lambda f: change(f, lambda c: c["prompt"]["template"].update(image="<image><image>")),
+        r"template\.image has <image> in it 2 times; expected 1",
+    ),
+    "a place in another piece": (
+        lambda f: change(f, lambda c: c["prompt"]["template"].update(begin="<image>")),
+        r"template\.begin has <image> in it 1 times; expected 0",
+    ),
+    "a mask without words": (
+        lambda f: change(f, lambda c: read_also(c, "word_mask")),
+        "reads one of word_embeds and word_mask",
     ),
     "another width": (
         lambda f: change(f, lambda c: c["sizes"].update(language_width=9)),
@@ -348,6 +389,14 @@ def test_several_compressors_may_read_different_features(copy: Path) -> None:
 def test_a_pad_colour_is_the_bundles(copy: Path) -> None:
     change(copy, lambda c: c["image"].update(aspect="pad", pad_colour=[1, 2, 3]))
     assert open_bundle(copy).image_processor.background == (1, 2, 3)
+
+
+def test_another_image_token_is_refused(copy: Path) -> None:
+    change(copy, lambda c: c["prompt"].update(image_token_id=5))
+    with pytest.raises(
+        BundleError, match=r"image_token_id is 5, but llm/tokenizer.json makes \[655"
+    ):
+        open_bundle(copy).language_tokenizer()
 
 
 def test_writing_sums_refuses_a_name_of_two_lines(copy: Path) -> None:
