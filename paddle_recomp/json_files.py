@@ -1,5 +1,5 @@
-"""The one reader of JSON objects in files, strict where Python's own is lenient: the text is UTF-8, a
-key that comes twice, NaN, Infinity and half a character are refused, and a file holds an object."""
+"""The one reader of JSON objects in files, strict where Python's own is lenient: the text is UTF-8;
+a key that comes twice, NaN, Infinity and half a character are refused; a file holds an object."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _NAMES = 20
 _LARGEST = 256_000_000
 """Bytes of a file that is read as a whole."""
 _DEEPEST = 100
-"""Levels of lists and objects in one another. Python's own functions fail at about ten times that."""
+"""Levels of lists and objects in one another. Python's own functions fail at about ten times that
+number."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 """A surrogate, which is half a character: no text of UTF-8 has one."""
 

@@ -232,7 +232,8 @@ def _graphs(
     for name, compressor in compressors.items():
         if missing := [key for key in compressor.graph.inputs if key not in given]:
             raise BundleError(
-                f"{path}: compress.graphs.{one_line(name)} reads {', '.join(missing)}, which no graph gives"
+                f"{path}: compress.graphs.{one_line(name)} reads {', '.join(missing)}, which no "
+                "graph gives"
             )
     return {**graphs, "compress": next(iter(compressors.values())).graph}
 

@@ -58,6 +58,12 @@ def with_a_second(folder: Path, **fields: object) -> None:
     change(folder, add)
 
 
+OTHER_STAGES = [
+    {"name": name, "kind": "patch", "meaning": "are there"} for name in ("all", "b", "c", "d")
+]
+"""As many as the graph has."""
+
+
 def read_also(content: dict[str, Any], name: str) -> None:
     """Lets the compressor read another array."""
     inputs = content["compress"]["graphs"]["recoverable"]["inputs"]
@@ -88,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a newer format": (lambda f: change(f, lambda c: c.update(format=3)), "format 3.*update"),
     "something required": (
         lambda f: change(f, lambda c: c.update(requires=["colour"])),
-        'requires "colour", which',
+        "requires colour, which",
     ),
     "an edited number": (
         lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace("36", "37")),
@@ -339,14 +345,13 @@ def test_a_file_is_compared_once_and_only_when_it_is_used(
 
 
 def test_several_compressors_are_chosen_by_name(copy: Path) -> None:
-    stages = [{"name": "all", "kind": "patch", "meaning": "are there"}]
-    with_a_second(copy, stages=stages, options={"colour": "red"})
+    with_a_second(copy, stages=OTHER_STAGES, options={"colour": "red"})
     first, second = open_bundle(copy), open_bundle(copy, "other")
     assert tuple(first.compressors) == ("recoverable", "other")
     assert (first.compressor, first.method) == ("recoverable", "recoverable")
     assert (second.compressor, second.method) == ("other", "new")
     assert second.options == {"colour": "red"}
-    assert [stage.name for stage in second.stages] == ["all"]
+    assert [stage.name for stage in second.stages] == ["all", "b", "c", "d"]
     assert second.graphs["compress"].file == "compress.other.onnx"
     assert second.graphs["vision"] == first.graphs["vision"]
     with pytest.raises(BundleError, match='no compressor "third"; it has: recoverable, other'):
@@ -355,14 +360,28 @@ def test_several_compressors_are_chosen_by_name(copy: Path) -> None:
     assert open_bundle(copy).compressor == "other"
     # Methods that this version does not have are run all the same.
     answer = load(copy, compress="other").ask(copy / "golden" / "scene.png", QUESTION)
-    assert answer.stage_counts.keys() == {"all"}
+    assert answer.stage_counts.keys() == {"all", "b", "c", "d"}
     other = load(copy, compress="recoverable").ask(copy / "golden" / "scene.png", QUESTION)
     assert other.stage_counts.keys() == {"visual", "text", "merged", "rest"}
     assert answer.token_ids == other.token_ids
 
 
+def test_a_stage_that_is_not_declared_is_refused(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokens would be in no count."""
+    change(
+        copy, lambda c: c["compress"]["graphs"]["recoverable"]["stages"].__delitem__(slice(1, 4))
+    )
+    assert main(["ask", str(copy / "golden/scene.png"), QUESTION, "--model", str(copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "token_stage holds 3; expected 0, as the compressor has 1 stage: visual" in line
+    assert main(["verify", str(copy)]) == 2
+    assert "token_stage holds 3" in capsys.readouterr().err
+
+
 def test_the_command_chooses_a_compressor(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with_a_second(copy, stages=[{"name": "all", "kind": "patch", "meaning": "are there"}])
+    with_a_second(copy, stages=OTHER_STAGES)
     asked = ["ask", str(copy / "golden" / "scene.png"), QUESTION, "--model", str(copy), "--json"]
     assert main([*asked, "--compress", "other"]) == 0
     assert "all" in json.loads(capsys.readouterr().out)["visual_tokens"]
