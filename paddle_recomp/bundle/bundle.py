@@ -220,7 +220,8 @@ class Bundle:
         return ClipTokenizer(tokenizer, about.start_id, about.end_id)
 
     def language_tokenizer(self) -> LanguageTokenizer:
-        """Raises: BundleError as `verified`, or where it makes another id of `<image>`; CheckpointError for a file that is no tokenizer."""
+        """Raises: BundleError as `verified`, or where it makes another id of `<image>`;
+        CheckpointError for a file that is no tokenizer."""
         about = self.prompt
         tokenizer = load_tokenizer(self.verified(about.tokenizer))
         if about.image_token_id is not None:

@@ -103,8 +103,8 @@ def _check_format(path: Path, manifest: Mapping[str, Any]) -> None:
         return
     if type(version) is int and version > FORMAT:
         raise BundleError(
-            f"{path} has format {shown(version)}; this version of paddle_recomp reads format {FORMAT}: "
-            "update it, or export again"
+            f"{path} has format {shown(version)}; this version of paddle_recomp reads format "
+            f"{FORMAT}: update it, or export again"
         )
     raise BundleError(
         f"{path}: format is {'missing' if version is None else shown(version)}; this version of "
@@ -204,8 +204,8 @@ def _prompt(path: Path, manifest: Mapping[str, Any]) -> PromptInfo:
         expected = 1 if piece == "image" else 0
         if (found := text.count(IMAGE_PLACEHOLDER)) != expected:
             raise BundleError(
-                f"{path}: prompt.template.{piece} has {IMAGE_PLACEHOLDER} in it {found} times; expected "
-                f"{expected}"
+                f"{path}: prompt.template.{piece} has {IMAGE_PLACEHOLDER} in it {found} times; "
+                f"expected {expected}"
             )
     return PromptInfo(
         tokenizer=about["tokenizer"],

@@ -1,4 +1,4 @@
-"""Golden cases whose files are broken: one line that names the file. And nothing goes uncompared."""
+"""Golden cases whose files are broken: one line that names the file."""
 
 from __future__ import annotations
 

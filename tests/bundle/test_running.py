@@ -42,7 +42,7 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
         'compress.onnx, the graph compress, takes "keys"',
     ),
     "an input that the graph lacks": (
-        lambda c: add(compressor(c)["inputs"], "word_embeds"),
+        lambda c: [add(compressor(c)["inputs"], f"word_{name}") for name in ("embeds", "mask")],
         'has no input "word_embeds"',
     ),
     "an output that the graph lacks": (
