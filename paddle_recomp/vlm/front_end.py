@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,8 @@ from PIL import Image
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.errors import ConfigError, QuestionError, RecompWarning
+from paddle_recomp.errors import ConfigError, FeatureError, QuestionError, RecompWarning
+from paddle_recomp.json_files import listed as listed_names
 from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
 from paddle_recomp.types import StageInfo, Timing, VisualTokens
 
@@ -196,6 +197,7 @@ class VisualFrontEnd:
                 "token_bounds": np.array(bounds, dtype=np.int64),
             },
         )
+        check_stages(outputs, self.stages)
         timing = Timing(text=text_done - start, compress=time.perf_counter() - text_done)
         return [_one(outputs, i) for i in range(len(images))], timing
 
@@ -239,6 +241,23 @@ def budgets_for(
         if not isinstance(one, TokenBudget):
             raise ConfigError(f"a budget is {one!r}; expected a TokenBudget")
     return given
+
+
+def check_stages(outputs: Mapping[str, np.ndarray], stages: Sequence[StageInfo]) -> None:
+    """Compares the stages of the tokens that a compressor gave with those that it declares: tokens
+    of another one would be in no count.
+
+    Raises: FeatureError naming the stage."""
+    stage, count = outputs["token_stage"], outputs["token_count"]
+    real = stage[np.arange(stage.shape[1]) < count[:, None]]
+    wrong = real[(real < 0) | (real >= len(stages))]
+    if wrong.size:
+        last = len(stages) - 1
+        raise FeatureError(
+            f"token_stage holds {wrong.max()}; expected 0{f' to {last}' if last else ''}, as the "
+            f"compressor has {len(stages)} stage{'s' if last else ''}: "
+            f"{listed_names(one.name for one in stages)}"
+        )
 
 
 def check_count(images: Sequence[object], texts: Sequence[str]) -> None:
