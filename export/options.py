@@ -80,8 +80,8 @@ class ExportOptions:
         typer.Option(
             "--also",
             metavar="NAME",
-            help="Another compress graph beside the default: a method's or a preset's name; may be "
-            "repeated.",
+            help="Add a compress graph beside the default: a method, or a preset whose tower "
+            "options are those of the default; may be repeated.",
         ),
     ] = None
     precision: Annotated[str, typer.Option("--precision", help="fp32 or int8.")] = "fp32"

@@ -86,7 +86,9 @@ class TowerOptions(Options):
         "Visual score from the concatenated heads, or the tower's attention, mean over heads.",
     )
     score_layer: int = option(
-        -1, "The layer, counted from the end, whose class attention methods read as `layer_score`."
+        -1,
+        "Methods read the class token's attention in this layer as `layer_score`; -1 is the last "
+        "layer.",
     )
 
 

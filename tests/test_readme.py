@@ -19,7 +19,7 @@ from tests.test_structure import FLOORS, WAY
 ROOT = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Documents whose python blocks are pasted one after the other, as the README's are.
+# Documents each of whose python blocks can be pasted alone.
 GUIDES = ("README.md", "docs/budgets.md", "docs/conversations.md", "docs/generation.md")
 MARK = "<!-- not run:"
 """In front of a block that needs a checkpoint which only its reader has."""
@@ -130,7 +130,6 @@ def test_python_blocks_run_as_pasted(
     """In this process, since most of a new one's time would be spent on imports."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    names: dict[str, object] = {}
     pasted = [
         block.text
         for block in blocks((ROOT / name).read_text(encoding="utf-8"))
@@ -138,7 +137,7 @@ def test_python_blocks_run_as_pasted(
     ]
     assert pasted
     for code in pasted:
-        exec(compile(code, name, "exec"), names)
+        exec(compile(code, name, "exec"), {})
 
 
 def test_the_map_has_every_room() -> None:

@@ -43,7 +43,7 @@ ARRAYS: dict[str, Array] = {
     "token_count": Array("int64", ("B",), "how many of the M tokens are real"),
     "token_index": Array("int64", ("B", "M"), "the patch that a token is; −1: not one patch"),
     "token_stage": Array(
-        "int64", ("B", "M"), "the place in the list of stages of the one that chose it; −1: padding"
+        "int64", ("B", "M"), "the stage that chose the token, as its place in `stages`; −1: padding"
     ),
     "token_owner": Array("int64", ("B", "N"), "the token that each patch went into; −1: none"),
     "token_centre": Array("int64", ("B", "M"), "the patch a merged token stands around; else −1"),

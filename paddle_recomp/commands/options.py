@@ -36,7 +36,8 @@ ImagesArgument = Annotated[
 QuestionArgument = Annotated[
     str,
     typer.Argument(
-        metavar="QUESTION", help="The pictures stand in front of it, or at each <image> in it."
+        metavar="QUESTION",
+        help="The pictures come in front of the question; to place them, write <image> for each.",
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL")]
@@ -175,7 +176,9 @@ class TimedBudgetOptions(BudgetOptions):
     ttft_ms: Annotated[
         float | None,
         typer.Option(
-            "--ttft-ms", help="As many as let the answer begin in time; measures this machine once."
+            "--ttft-ms",
+            help="Choose the number so that the answer begins within this many milliseconds; the "
+            "first use measures this machine.",
         ),
     ] = None
 

@@ -65,7 +65,9 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
         report: Annotated[
             Path | None, typer.Option("--json", help="Write the comparison into this file.")
         ] = None,
-        quiet: Annotated[bool, typer.Option("--quiet", help="Print what is broken alone.")] = False,
+        quiet: Annotated[
+            bool, typer.Option("--quiet", help="Print only failed comparisons.")
+        ] = False,
     ) -> None:
         """Replay the golden cases of BUNDLE here, or compare BUNDLE with its checkpoint."""
         check_folder_of(report)

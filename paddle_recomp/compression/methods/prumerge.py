@@ -94,8 +94,8 @@ def _outliers_above(score: Tensor, fence: float) -> Tensor:
 
 METHOD = Method(
     name="prumerge",
-    summary="Keeps outliers of the class attention as centres, each of which absorbs the patches "
-    "with the most similar keys.",
+    summary="Patches whose class attention is an outlier become centres; each is merged with the "
+    "patches whose keys are most similar.",
     source="Shang et al., LLaVA-PruMerge (ICCV 2025), sections 3.2 and 3.3",
     compress=prumerge,
     options=PruMergeOptions,

@@ -23,8 +23,9 @@ class RecoverableOptions(FilterOptions):
 
     scaling: Literal["exact", "float64"] = option(
         "exact",
-        "How a count is scaled by its ratio: in integers, or truncated from float64 (public code), "
-        "which loses one token at some sizes, since 49 * (1 / 49) < 1.",
+        "`exact`: the product of a count and its ratio is computed in integers. `float64`: it is "
+        "computed in float64 and cut to an integer (public code), which loses one token at some "
+        "sizes, since 49 * (1 / 49) < 1.",
     )
     text_sign: Literal[1, -1] = option(1, "Sign of the text score; published work disagrees on it.")
     text_scope: Literal["remainder", "all"] = option(
