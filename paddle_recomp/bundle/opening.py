@@ -149,6 +149,7 @@ def _compressors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Compresso
         unknown = next((one for one in inputs if one not in KNOWN_INPUTS["compress"]), None)
         if name == default:
             unknown = None
+        place = f"compress.graphs.{one_line(name)}"
         found[name] = CompressorInfo(
             graph=_graph(
                 path,
@@ -168,7 +169,7 @@ def _compressors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Compresso
 
 def _stages(path: Path, name: str, about: Sequence[Mapping[str, Any]]) -> tuple[StageInfo, ...]:
     """Raises: BundleError for two stages of one name, which could not be counted apart."""
-    stages = []
+    stages = list[StageInfo]()
     for one in about:
         if any(one["name"] == other.name for other in stages):
             raise BundleError(
@@ -176,7 +177,7 @@ def _stages(path: Path, name: str, about: Sequence[Mapping[str, Any]]) -> tuple[
                 "expected a name of its own for each"
             )
         # A kind of a later version is drawn as tokens that stand for several patches.
-        kind = one["kind"] if one["kind"] in get_args(StageKind) else "merged"
+        kind: StageKind = one["kind"] if one["kind"] in get_args(StageKind) else "merged"
         stages.append(StageInfo(one["name"], kind, one["meaning"]))
     return tuple(stages)
 
