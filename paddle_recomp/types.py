@@ -14,12 +14,15 @@ Tensor: TypeAlias = Any
 """A paddle.Tensor inside the graph, a numpy.ndarray outside; the light path has no paddle."""
 
 
+StageKind: TypeAlias = Literal["patch", "merged", "rest"]
+
+
 @dataclass(frozen=True)
 class StageInfo:
     """One of a method's stages: why a token is there."""
 
     name: str
-    kind: Literal["patch", "merged", "rest"]
+    kind: StageKind
     """The token is one patch as it is; several patches around a centre; or all that is left."""
     meaning: str
     """For a legend, behind the name: `stand out in the picture`."""

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from paddle_recomp.bundle.checksums import Checksums
-from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.contract import KNOWN_INPUTS, Graph
 from paddle_recomp.bundle.onnx_files import external_files
 from paddle_recomp.errors import BundleError
 from paddle_recomp.json_files import listed, one_line, shown
@@ -53,6 +53,8 @@ class CompressorInfo:
     """Why a token is there, by the numbers in `token_stage`."""
     paddle: tuple[str, str] | None
     """Its files for Paddle Inference, as in `PaddleInfo`."""
+    unknown_input: str | None = None
+    """An input that this version cannot give; a bundle's default compressor has none."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,17 @@ class Bundle:
     sums: Checksums
 
     def choose(self, compressor: str) -> Bundle:
-        """The same bundle with another compressor. Raises: BundleError for an unknown name."""
+        """The same bundle with another compressor. Raises: BundleError for an unknown name, or
+        one whose graph reads an array that this version does not know."""
         if compressor not in self.compressors:
             raise BundleError(
                 f"{self.folder} has no compressor {shown(compressor)}; it has: "
                 f"{listed(self.compressors)}"
+            )
+        if (unknown := self.compressors[compressor].unknown_input) is not None:
+            raise BundleError(
+                f"{self.folder}: the compressor {shown(compressor)} reads {shown(unknown)}, which "
+                f"this version does not know; known: {listed(sorted(KNOWN_INPUTS['compress']))}"
             )
         chosen, graphs, paddle = self.compressors[compressor], dict(self.graphs), self.paddle
         graphs["compress"] = chosen.graph

@@ -118,5 +118,9 @@ def check_name(path: Path, name: str) -> None:
     Raises: BundleError."""
     parts = PurePosixPath(name).parts
     outside = not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name
+    # Longer ones are an error of the system's in some functions, and not in others.
+    long = len(name) > 1000 or any(len(part.encode()) > 255 for part in parts)
+    if long:
+        raise BundleError(f"{path} names the file {shown(name)}, which is longer than names may be")
     if outside or not name.isprintable() or name != PurePosixPath(name).as_posix():
         raise BundleError(f"{path} names the file {shown(name)}, which is not inside the bundle")

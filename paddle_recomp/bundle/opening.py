@@ -4,10 +4,10 @@ and files that the golden cases name, are ever read. docs/bundle.md describes th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from paddle_recomp.bundle.bundle import (
     Bundle,
@@ -32,7 +32,7 @@ from paddle_recomp.bundle.schema import RECOMP, check, load_schema
 from paddle_recomp.errors import BundleError, BundleNotFoundError
 from paddle_recomp.json_files import listed, one_line, parse_json, read_bytes, shown
 from paddle_recomp.preprocess import IMAGE_PLACEHOLDER, ChatTemplate, ImageProcessor
-from paddle_recomp.types import StageInfo
+from paddle_recomp.types import StageInfo, StageKind
 
 MANIFEST = "recomp.json"
 FORMAT = 2
@@ -144,14 +144,42 @@ def _compressors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Compresso
             if name not in paddle["compress"]:
                 raise BundleError(f"{path}: paddle.compress.{one_line(name)} is missing")
             files = (paddle["compress"][name]["program"], paddle["compress"][name]["params"])
+        # Another compressor may need a later version; it is refused when it is chosen.
+        inputs = [item["name"] for item in graphs[name]["inputs"]]
+        unknown = next((one for one in inputs if one not in KNOWN_INPUTS["compress"]), None)
+        if name == default:
+            unknown = None
+        place = f"compress.graphs.{one_line(name)}"
         found[name] = CompressorInfo(
-            graph=_graph(path, f"compress.graphs.{one_line(name)}", "compress", graphs[name]),
+            graph=_graph(
+                path,
+                f"compress.graphs.{one_line(name)}",
+                "compress",
+                graphs[name],
+                unknown is not None,
+            ),
             method=graphs[name]["method"],
             options=graphs[name]["options"],
-            stages=tuple(StageInfo(**_known(StageInfo, one)) for one in graphs[name]["stages"]),
+            stages=_stages(path, name, graphs[name]["stages"]),
             paddle=files,
+            unknown_input=unknown,
         )
     return found
+
+
+def _stages(path: Path, name: str, about: Sequence[Mapping[str, Any]]) -> tuple[StageInfo, ...]:
+    """Raises: BundleError for two stages of one name, which could not be counted apart."""
+    stages = list[StageInfo]()
+    for one in about:
+        if any(one["name"] == other.name for other in stages):
+            raise BundleError(
+                f"{path}: compress.graphs.{one_line(name)} has two stages {shown(one['name'])}; "
+                "expected a name of its own for each"
+            )
+        # A kind of a later version is drawn as tokens that stand for several patches.
+        kind: StageKind = one["kind"] if one["kind"] in get_args(StageKind) else "merged"
+        stages.append(StageInfo(one["name"], kind, one["meaning"]))
+    return tuple(stages)
 
 
 def _image_processor(about: Mapping[str, Any]) -> ImageProcessor:
@@ -230,7 +258,8 @@ def _graphs(
     given = {"token_bounds", *FROM_THE_LANGUAGE_MODEL}
     given.update(graphs["vision"].outputs, graphs["text"].outputs)
     for name, compressor in compressors.items():
-        if missing := [key for key in compressor.graph.inputs if key not in given]:
+        missing = [key for key in compressor.graph.inputs if key not in given]
+        if missing and compressor.unknown_input is None:
             raise BundleError(
                 f"{path}: compress.graphs.{one_line(name)} reads {', '.join(missing)}, which no "
                 "graph gives"
@@ -238,12 +267,14 @@ def _graphs(
     return {**graphs, "compress": next(iter(compressors.values())).graph}
 
 
-def _graph(path: Path, place: str, graph: Graph, about: Mapping[str, Any]) -> GraphInfo:
-    """Raises: BundleError naming an input that this version does not know, or an output that is
-    missing."""
+def _graph(
+    path: Path, place: str, graph: Graph, about: Mapping[str, Any], lenient: bool = False
+) -> GraphInfo:
+    """Raises: BundleError naming an input that this version does not know, unless `lenient`,
+    or an output that is missing."""
     inputs, outputs = (tuple(item["name"] for item in about[key]) for key in ("inputs", "outputs"))
     for name in inputs:
-        if name not in KNOWN_INPUTS[graph]:
+        if name not in KNOWN_INPUTS[graph] and not lenient:
             raise BundleError(
                 f"{path}: {place} reads {shown(name)}, which this version does not know; known: "
                 f"{', '.join(sorted(KNOWN_INPUTS[graph]))}"

@@ -41,7 +41,7 @@ def token_line(answer: Answer) -> str:
     """Visual tokens by stage, as one line."""
     if not answer.compressed:
         return "no picture"
-    stages = ", ".join(f"{count} {stage}" for stage, count in answer.stage_counts.items())
+    stages = ", ".join(f"{count} {one_line(stage)}" for stage, count in answer.stage_counts.items())
     if answer.num_visual_tokens == answer.num_patches:
         stages = "no compression"
     return f"{answer.num_visual_tokens} of {answer.num_patches} visual tokens: {stages}"

@@ -20,7 +20,7 @@ from paddle_recomp.backends.sessions import (
 from paddle_recomp.bundle import Bundle, DecoderInfo
 from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.errors import BundleError
-from paddle_recomp.json_files import one_line
+from paddle_recomp.json_files import one_line, shown
 from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
 
 _PIECE = 256
@@ -108,7 +108,7 @@ class OnnxDecoder:
         if json.loads(origin) != asdict(bundle.language_model):
             raise BundleError(
                 f"{bundle.folder / bundle.decoder.file} is the decoder of another model than the "
-                f"one that the bundle was exported from, {bundle.language_model.name!r}"
+                f"one that the bundle was exported from, {shown(bundle.language_model.name)}"
             )
         return decoder
 

@@ -14,6 +14,7 @@ from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
+from paddle_recomp.json_files import shown
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import (
     TEMPLATES,
@@ -214,7 +215,7 @@ def _language_checkpoint(
     if llm is None and source.name != DEMO:
         raise ConfigError(
             f"{bundle.folder} has no language model in it; name the folder of the checkpoint "
-            f"{source.name!r} that it was exported from (--llm DIR)"
+            f"{shown(source.name)} that it was exported from (--llm DIR)"
         )
     checkpoint = find_checkpoint(llm or DEMO, clip)
     if projector_checksum(checkpoint) != source.projector_sha256:

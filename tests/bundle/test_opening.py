@@ -36,6 +36,15 @@ def edit_sums(folder: Path, edit: Callable[[str], str]) -> None:
     path.write_text(edit(path.read_text()))
 
 
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def name_alike(stages: list[dict[str, Any]]) -> None:
+    stages[1]["name"] = stages[0]["name"]
+
+
 def name_file(folder: Path, name: str) -> None:
     """Names another file as the text graph's."""
     change(folder, lambda c: c["graphs"]["text"].update(file=name))
@@ -121,11 +130,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "is not UTF-8",
     ),
     "sums that are a pipe": (
-        lambda f: ((f / SUMS).unlink(), os.mkfifo(f / SUMS)),
+        lambda f: make_pipe(f / SUMS),
         "SHA256SUMS cannot be read: it is not a regular file",
     ),
     "a picture that is a pipe": (
-        lambda f: ((f / "golden/tall.png").unlink(), os.mkfifo(f / "golden/tall.png")),
+        lambda f: make_pipe(f / "golden/tall.png"),
         "tall.png cannot be read: it is not a regular file",
     ),
     "a sum of what is outside": (
@@ -191,6 +200,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change(f, lambda c: read_also(c, "word_mask")),
         "reads one of word_embeds and word_mask",
     ),
+    "two stages of one name": (
+        lambda f: change(f, lambda c: name_alike(c["compress"]["graphs"]["recoverable"]["stages"])),
+        'recoverable has two stages "visual"; expected a name of its own',
+    ),
+    "a long name": (lambda f: name_file(f, "x" * 300), "longer than names may be"),
     "another width": (
         lambda f: change(f, lambda c: c["sizes"].update(language_width=9)),
         "hidden_size is 16, but sizes.language_width 9",
@@ -378,6 +392,59 @@ def test_a_stage_that_is_not_declared_is_refused(
     assert "token_stage holds 3; expected 0, as the compressor has 1 stage: visual" in line
     assert main(["verify", str(copy)]) == 2
     assert "token_stage holds 3" in capsys.readouterr().err
+
+
+def test_another_compressor_is_refused_only_when_it_is_chosen(copy: Path) -> None:
+    """It may need a later version."""
+    own = json.loads((copy / MANIFEST).read_text())["compress"]["graphs"]["recoverable"]["inputs"]
+    later = {"name": "colour", "dtype": "float16", "shape": ["batch", 36]}
+    with_a_second(copy, inputs=[*own, later])
+    assert open_bundle(copy).compressor == "recoverable"
+    assert main(["info", str(copy)]) == 0
+    with pytest.raises(BundleError, match='the compressor "other" reads "colour", which this'):
+        open_bundle(copy, "other")
+    change(copy, lambda c: c["compress"].update(default="other"))
+    with pytest.raises(BundleError, match='other reads "colour", which this'):
+        open_bundle(copy)
+
+
+def test_a_stage_of_a_later_kind_opens(copy: Path) -> None:
+    stages = json.loads((copy / MANIFEST).read_text())["compress"]["graphs"]["recoverable"][
+        "stages"
+    ]
+    stages[3]["kind"] = "summary"
+    change(copy, lambda c: c["compress"]["graphs"]["recoverable"].update(stages=stages))
+    assert [stage.kind for stage in open_bundle(copy).stages] == [
+        *("patch", "patch", "merged", "merged")
+    ]
+    page = copy / "page.png"
+    asked = [str(copy / "golden" / "scene.png"), QUESTION, "--model", str(copy)]
+    assert main(["explain", *asked, "--output", str(page)]) == 0
+    assert page.stat().st_size > 0
+
+
+def test_names_in_a_listing_are_short_and_plain(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b[31m" + "x" * 5000
+    with_a_second(copy)
+
+    def rename(content: Any) -> None:
+        graphs = content["compress"]["graphs"]
+        graphs[name] = graphs.pop("other")
+        graphs[name]["inputs"].pop()
+        content["language_model"]["name"] = name
+
+    change(copy, rename)
+    assert main(["info", str(copy)]) == 2
+    assert len(capsys.readouterr().err) < 500
+    change(copy, lambda c: c["compress"]["graphs"].pop(name))
+    assert main(["info", str(copy)]) == 0
+    change(copy, lambda c: c.update(format=int("9" * 4200)))
+    assert main(["info", str(copy)]) == 2
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert len(shown.out + shown.err) < 2500
 
 
 def test_the_command_chooses_a_compressor(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

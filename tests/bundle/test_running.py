@@ -32,6 +32,11 @@ def add(items: Any, name: str, dtype: str = "float32") -> None:
     items.append({"name": name, "dtype": dtype, "shape": ["batch", 36]})
 
 
+def add_words(items: Any) -> None:
+    for name in ("word_embeds", "word_mask"):
+        add(items, name)
+
+
 CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "another graph": (
         lambda c: c["graphs"]["vision"].update(file="text.onnx"),
@@ -42,7 +47,7 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
         'compress.onnx, the graph compress, takes "keys"',
     ),
     "an input that the graph lacks": (
-        lambda c: [add(compressor(c)["inputs"], f"word_{name}") for name in ("embeds", "mask")],
+        lambda c: add_words(compressor(c)["inputs"]),
         'has no input "word_embeds"',
     ),
     "an output that the graph lacks": (

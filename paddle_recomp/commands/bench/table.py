@@ -11,6 +11,7 @@ from rich.table import Table
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.commands.bench.measure import FULL, Report, Row
+from paddle_recomp.json_files import one_line
 from paddle_recomp.vlm.machine import Machine
 
 COLUMNS = (
@@ -70,7 +71,7 @@ def shape_line(model: Checkpoint | Bundle) -> str:
         if model.decoder is not None:
             sizes = f"{model.decoder.num_layers} layers of width {model.decoder.hidden_size}"
             return ", ".join([*parts, f"decoder {model.decoder.precision}, {sizes}"])
-        return ", ".join([*parts, f"language model of {model.language_model.name}"])
+        return ", ".join([*parts, f"language model of {one_line(model.language_model.name)}"])
     vision, language = model.spec.vision, model.spec.language
     return (
         f"{vision.num_patches} patches, encoder {vision.num_layers} layers of width "
