@@ -23,8 +23,10 @@ docs: $(READY)
 	$(BIN)/recomp methods --markdown > docs/methods.md
 	$(BIN)/python -m tests.bundle.tables
 
+# The tests run in this many processes, which take up to 2 GB each.
+WORKERS ?= 2
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

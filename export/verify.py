@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.backends.sessions import available_providers
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_difference
-from paddle_recomp.bundle.contract import TOKENS
+from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
-from paddle_recomp.preprocess import ClipTokenizer
+from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
+from paddle_recomp.vlm.front_end import pad_words
 from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
@@ -83,6 +84,7 @@ def verify_bundle(
             "pixel_values": pixels,
             "question_ids": ids,
             "token_bounds": budgets(batch, bundle.num_patches),
+            **_words(checkpoint, questions),
         }
     rows += compare_facts(bundle, checkpoint)
     for name in bundle.compressors:
@@ -91,6 +93,15 @@ def verify_bundle(
         row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
         rows.append(replace(row, runtime=f"onnx {bundle.decoder.precision}"))
     return rows
+
+
+def _words(checkpoint: Checkpoint, questions: Sequence[str]) -> Arrays:
+    """word_embeds [B, W, D] and word_mask [B, W] of questions, for compressors that read them."""
+    tokenizer = LanguageTokenizer.from_folder(checkpoint.model_dir)
+    table = checkpoint.parameter("language_model", "embed_tokens.weight")
+    ids = [tokenizer.encode_words(question) for question in questions]
+    embeds, mask = pad_words([table[one].astype(np.float32) for one in ids])
+    return {"word_embeds": embeds, "word_mask": mask}
 
 
 def _compare_graphs(
@@ -148,7 +159,7 @@ def compare_with(
             if name in expected:
                 yield _compare_floats(batch, graph, name, expected[name], value, limits)
 
-    given = ("pixel_values", "question_ids", "token_bounds")
+    given = ("pixel_values", "question_ids", "token_bounds", *FROM_THE_LANGUAGE_MODEL)
     whole = other.run("encoder", {name: expected[name] for name in given})
     if limits.cosine is not None and limits.overlap is not None:
         overlap, cosine = compare_kept(expected, whole)

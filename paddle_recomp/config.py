@@ -118,6 +118,8 @@ class TokenBudget:
             isinstance(self.ratio, (int, float)) and self.ratio is not True and 0 < self.ratio <= 1
         ):
             raise ConfigError(f"ratio is {self.ratio!r}; expected above 0, up to 1")
+        if not isinstance(self.full, bool):
+            raise ConfigError(f"full is {self.full!r}; expected true or false")
         if self.ttft_ms is not None and not (
             _is_instance(self.ttft_ms, float) and 0 < self.ttft_ms < math.inf
         ):

@@ -1,9 +1,12 @@
-"""The one reader of JSON objects in files, strict where Python's own is lenient: a key that comes
-twice, NaN and Infinity are refused, and a file holds an object."""
+"""The one reader of JSON objects in files, strict where Python's own is lenient: the text is UTF-8;
+a key that comes twice, NaN, Infinity and half a character are refused; a file holds an object."""
 
 from __future__ import annotations
 
 import json
+import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,15 @@ from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, Recom
 
 _EXCERPT = 60
 """Characters of a value that a message shows."""
+_NAMES = 20
+"""Names that a message lists."""
+_LARGEST = 256_000_000
+"""Bytes of a file that is read as a whole."""
+_DEEPEST = 100
+"""Levels of lists and objects in one another. Python's own functions fail at about ten times that
+number."""
+_HALF = re.compile(r"[\ud800-\udfff]")
+"""A surrogate, which is half a character: no text of UTF-8 has one."""
 
 
 def read_json(
@@ -26,8 +38,14 @@ def read_json(
 
 
 def read_bytes(path: Path, broken: type[RecompError], missing: type[RecompError]) -> bytes:
-    """The content of a small file. Raises: as `read_json`."""
+    """The content of a small regular file. Raises: as `read_json`."""
     try:
+        about = path.stat()
+        # A pipe would be waited for, perhaps for ever.
+        if not stat.S_ISREG(about.st_mode):
+            raise broken(f"{path} cannot be read: it is not a regular file")
+        if about.st_size > _LARGEST:
+            raise broken(f"{path} has {about.st_size} bytes; expected at most {_LARGEST}")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise missing(f"there is no {path}") from None
@@ -42,22 +60,62 @@ def parse_json(
 
     Raises: `broken`."""
     try:
+        # Of bytes, Python would guess the encoding.
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        _check_content(value)
     except (ValueError, RecursionError) as error:
-        raise broken(f"{name} is not JSON: {error}") from None
+        raise broken(f"{name} is not JSON: {one_line(error, 200)}") from None
     if not isinstance(value, dict):
         raise broken(f"{name} holds {shown(value)}; expected a JSON object")
     return value
 
 
 def shown(value: object) -> str:
-    """A JSON value for a message: short, on one line."""
+    """A JSON value for a message: short, on one line, with nothing that moves a terminal's
+    cursor."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
         return "a list"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…"
+    return _cut(json.dumps(value, ensure_ascii=False), _EXCERPT)
+
+
+def one_line(text: object, longest: int = _EXCERPT) -> str:
+    """A text from a file or a library for a message: on one line, cut behind so many characters,
+    and control characters as escapes."""
+    return _cut(" ".join(str(text).split()), longest)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names from a file for a message: the first of them, each on one line."""
+    some = [one_line(name) for name in names]
+    return ", ".join(some[:_NAMES]) + (f" and {len(some) - _NAMES} more" if some[_NAMES:] else "")
+
+
+def _cut(line: str, longest: int) -> str:
+    line = line if len(line) <= longest else f"{line[:longest]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def _check_content(value: object) -> None:
+    """Refuses half characters and what is nested too deeply, without recursion.
+
+    Raises: ValueError."""
+    level, depth = [value], 0
+    while level:
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} deep")
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, str) and not item.isascii() and _HALF.search(item):
+                raise ValueError(f"{shown(item)} has half a character (a lone surrogate) in it")
+            if isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+        level, depth = below, depth + 1
 
 
 def number_of(path: Path, fields: dict[str, Any], key: str, default: float | None = None) -> float:
@@ -75,7 +133,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"key {key[:_EXCERPT]!r} appears twice")
+            raise ValueError(f"key {one_line(repr(key))} appears twice")
         found[key] = value
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from paddle_recomp.errors import (
     CheckpointError,
     CheckpointNotFoundError,
 )
-from paddle_recomp.json_files import number_of, read_json, shown
+from paddle_recomp.json_files import number_of, one_line, read_json, shown
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
@@ -34,6 +35,16 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b'{"b": {"a": 1, "a": 1}}', "key 'a' appears twice"),
         (b'{"a": NaN}', "NaN is no JSON number"),
         (b'{"a": [-Infinity]}', "-Infinity is no JSON number"),
+        (b'\xef\xbb\xbf{"a": 1}', "is not JSON: .*BOM"),
+        ('{"a": 1}'.encode("utf-16"), "is not JSON"),
+        ('{"a": 1}'.encode("utf-16-le"), "is not JSON"),
+        ('{"a": 1}'.encode("utf-32"), "is not JSON"),
+        (b'{"a": "\xed\xa0\x80"}', "is not JSON"),
+        (b'{"a": ["\\ud800"]}', r'"\\ud800" has half a character'),
+        (b'{"\\uDFFF": 1}', "half a character"),
+        (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "nested more than 100 deep"),
+        (b'{"a": ' + b"[" * 970 + b"]" * 970 + b"}", "is not JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "is not JSON"),
     ],
 )
 def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -54,6 +65,28 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
             read_json(path, BundleError, BundleNotFoundError)
     with pytest.raises(BundleError, match="cannot be read"):
         read_json(tmp_path, BundleError, BundleNotFoundError)
+
+
+def test_a_pair_of_surrogates_is_one_character(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"a": "\\ud83d\\ude00"}')
+    assert read_json(path) == {"a": "\U0001f600"}
+
+
+def test_a_pipe_and_a_huge_file_are_refused_unread(tmp_path: Path) -> None:
+    pipe, huge = tmp_path / "pipe.json", tmp_path / "huge.json"
+    os.mkfifo(pipe)
+    with huge.open("wb") as file:
+        file.truncate(3_000_000_000)  # It takes no room on the disk.
+    with pytest.raises(BundleError, match="not a regular file"):
+        read_json(pipe, BundleError)
+    with pytest.raises(BundleError, match="has 3000000000 bytes; expected at most 256000000"):
+        read_json(huge, BundleError)
+
+
+def test_nothing_in_a_message_moves_the_cursor() -> None:
+    assert shown("\x1b[2J\x9b\u202e") == '"\\u001b[2J\\x9b\\u202e"'
+    assert one_line("a\n  b\x1b" + "c" * 500) == "a b\\x1b" + "c" * 56 + "…"
 
 
 def test_a_value_in_a_message_is_short() -> None:

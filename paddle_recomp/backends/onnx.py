@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from paddle_recomp.backends.base import check_finite, run_encoder
-from paddle_recomp.backends.sessions import check_options, open_session
+from paddle_recomp.backends.sessions import check_names, check_options, open_session, run_error
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.contract import ARRAYS, Graph
 from paddle_recomp.errors import RecompWarning
 
 
@@ -48,7 +48,8 @@ class OnnxBackend:
     def open(self, graphs: Sequence[Graph]) -> None:
         """Loads graphs before their first run, so that no question waits for it.
 
-        Raises: BundleError for a broken graph; DeviceError when a provider does not start."""
+        Raises: BundleError for a graph that is broken or is not what recomp.json says;
+        DeviceError when a provider does not start."""
         for graph in graphs:
             self._session(graph)
 
@@ -59,14 +60,18 @@ class OnnxBackend:
     def run(self, graph: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`. Without a fused graph in the bundle, `encoder` runs the other three.
 
-        Raises: FeatureError when an output is not finite; BundleError for a broken graph;
-        DeviceError when a provider does not start."""
+        Raises: FeatureError when an output is not finite; BundleError for a broken graph, or
+        inputs that it does not run on; DeviceError when a provider does not start."""
         if graph == "encoder" and graph not in self.bundle.graphs:
             return run_encoder(self, inputs)
         about = self.bundle.graphs[graph]
+        session = self._session(graph)
         wanted = {name: inputs[name] for name in about.inputs}
-        values = self._session(graph).run(list(about.outputs), wanted)
-        arrays = dict(zip(about.outputs, values, strict=True))
+        try:
+            values = session.run(list(about.read), wanted)
+        except Exception as error:  # The runtime has an exception class for each status.
+            raise run_error(self.bundle.folder / about.file, error) from error
+        arrays = dict(zip(about.read, values, strict=True))
         check_finite(arrays)
         return arrays
 
@@ -84,6 +89,10 @@ class OnnxBackend:
         # The compressor compares scores that differ by less than a step of bfloat16, and
         # OpenVINO 2025.4 reads the INT8 table of words wrongly in it.
         precision = self.precision if graph == "vision" else None
-        return open_session(
-            self.bundle.folder / about.file, self.providers, self.threads, precision
+        path = self.bundle.folder / about.file
+        session = open_session(path, self.providers, self.threads, precision)
+        inputs, outputs = (
+            {name: ARRAYS[name].dtype for name in names} for names in (about.inputs, about.read)
         )
+        check_names(session, f"{path}, the graph {graph},", inputs, outputs)
+        return session

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paddle_recomp.errors import BundleError, ConfigError, DeviceError, MissingDependencyError
+from paddle_recomp.json_files import one_line, shown
 
 try:
     import onnxruntime
@@ -24,6 +25,15 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 
+_TYPES = {
+    "float32": "tensor(float)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "bool": "tensor(bool)",
+}
+"""What the runtime calls numpy's types."""
+_LONGEST = 300
+"""Characters of the runtime's words in a message."""
 _OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -84,7 +94,7 @@ def open_session(
             str(path), options, providers=wanted, provider_options=given
         )
     except Exception as error:  # The runtime has an exception class for each status.
-        raise BundleError(f"{path} cannot be loaded: {error}") from error
+        raise BundleError(f"{path} cannot be loaded: {one_line(error, _LONGEST)}") from error
     # The runtime drops a provider whose libraries are missing, and only logs that.
     started = session.get_providers()
     for name, full in zip(providers, wanted, strict=True):
@@ -92,6 +102,36 @@ def open_session(
             raise DeviceError(f"the execution provider {name!r} does not start on this machine")
     session.disable_fallback()
     return session
+
+
+def check_names(
+    session: Any, place: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> None:
+    """Compares a graph with what recomp.json says of it: the names with numpy's names of their
+    types. The graph may give more than these outputs. `place` names the graph and its file.
+
+    Raises: BundleError naming the first input or output that is not as it should be."""
+    taken = {node.name: node.type for node in session.get_inputs()}
+    given = {node.name: node.type for node in session.get_outputs()}
+    for name in taken:
+        if name not in inputs:
+            raise BundleError(
+                f"{place} takes {shown(name)}, which is not among its inputs in recomp.json"
+            )
+    for kind, promised, found in (("input", inputs, taken), ("output", outputs, given)):
+        for name, dtype in promised.items():
+            if name not in found:
+                raise BundleError(f"{place} has no {kind} {shown(name)}; recomp.json says it has")
+            if found[name] != _TYPES[dtype]:
+                raise BundleError(
+                    f"{place}: its {kind} {name} is a {one_line(found[name])}; expected {dtype}"
+                )
+
+
+def run_error(path: Path, error: Exception) -> BundleError:
+    """The error for a graph that fails when it is run. The runtime has an exception class for each
+    status, and its messages have many lines."""
+    return BundleError(f"{path} does not run on these inputs: {one_line(error, _LONGEST)}")
 
 
 def _openvino(threads: int | None, precision: str | None) -> dict[str, str]:

@@ -11,8 +11,9 @@ from paddle_recomp.bundle.checksums import Checksums
 from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.bundle.onnx_files import external_files
 from paddle_recomp.errors import BundleError
-from paddle_recomp.json_files import shown
+from paddle_recomp.json_files import listed, one_line, shown
 from paddle_recomp.preprocess import (
+    IMAGE_PLACEHOLDER,
     ChatTemplate,
     ClipTokenizer,
     ImageProcessor,
@@ -31,6 +32,8 @@ class GraphInfo:
     """The file of its weights, where they are not in the graph's own."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    read: tuple[str, ...]
+    """The outputs that this version knows; it asks for no other."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -164,7 +167,7 @@ class Bundle:
         if compressor not in self.compressors:
             raise BundleError(
                 f"{self.folder} has no compressor {shown(compressor)}; it has: "
-                f"{', '.join(self.compressors)}"
+                f"{listed(self.compressors)}"
             )
         chosen, graphs, paddle = self.compressors[compressor], dict(self.graphs), self.paddle
         graphs["compress"] = chosen.graph
@@ -218,10 +221,19 @@ class Bundle:
         return ClipTokenizer(tokenizer, about.start_id, about.end_id)
 
     def language_tokenizer(self) -> LanguageTokenizer:
-        """Raises: BundleError as `verified`; CheckpointError for a file that is no tokenizer."""
+        """Raises: BundleError as `verified`, or where it makes another id of `<image>`;
+        CheckpointError for a file that is no tokenizer."""
         about = self.prompt
+        tokenizer = load_tokenizer(self.verified(about.tokenizer))
+        if about.image_token_id is not None:
+            ids = tokenizer.encode(IMAGE_PLACEHOLDER, add_special_tokens=False).ids
+            if ids != [about.image_token_id]:
+                raise BundleError(
+                    f"{self.folder}: prompt.image_token_id is {about.image_token_id}, but "
+                    f"{about.tokenizer} makes {one_line(ids)} of {IMAGE_PLACEHOLDER}"
+                )
         return LanguageTokenizer(
-            load_tokenizer(self.verified(about.tokenizer)),
+            tokenizer,
             about.bos_token_id,
             about.eos_token_ids,
             about.pad_token_id,

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from paddle_recomp.errors import BundleError, BundleNotFoundError
-from paddle_recomp.json_files import read_bytes, shown
+from paddle_recomp.json_files import one_line, read_bytes, shown
 
 SUMS = "SHA256SUMS"
-_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Checksums:
         """Raises: BundleNotFoundError without SHA256SUMS; BundleError for a line that is not a sum
         and a name, a name that comes twice, or one that leads out of the folder."""
         path = folder / SUMS
-        text = read_bytes(path, BundleError, BundleNotFoundError).decode("utf-8", "replace")
+        try:
+            text = read_bytes(path, BundleError, BundleNotFoundError).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} is not UTF-8: byte {error.start} is no text") from None
         expected: dict[str, str] = {}
         for number, line in enumerate(text.split("\n")[:-1], start=1):
             match = _LINE.fullmatch(line)
@@ -58,7 +62,7 @@ class Checksums:
         if name in self._right:
             return path
         if name not in self.expected:
-            raise BundleError(f"{self.folder / SUMS} has no sum for {name}")
+            raise BundleError(f"{self.folder / SUMS} has no sum for {one_line(name)}")
         self.compare(name, checksum(path))
         self._right.add(name)
         return path
@@ -66,7 +70,7 @@ class Checksums:
     def compare(self, name: str, found: str) -> None:
         """Raises: BundleError when a file has another sum than SHA256SUMS says, or has none."""
         if name not in self.expected:
-            raise BundleError(f"{self.folder / SUMS} has no sum for {name}")
+            raise BundleError(f"{self.folder / SUMS} has no sum for {one_line(name)}")
         if found != self.expected[name]:
             raise BundleError(
                 f"{self.folder / name} was changed: its sha256 is {found[:12]}…, but {SUMS} says "
@@ -79,6 +83,8 @@ def checksum(path: Path) -> str:
 
     Raises: BundleNotFoundError, BundleError when it cannot be read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BundleError(f"{path} cannot be read: it is not a regular file")
         with path.open("rb") as file:
             digest = hashlib.sha256()
             while block := file.read(1 << 20):

@@ -108,6 +108,13 @@ KNOWN_INPUTS: dict[Graph, frozenset[str]] = {
     "encoder": frozenset({*INPUTS["encoder"], *FROM_THE_LANGUAGE_MODEL}),
 }
 """Everything that a graph of a bundle may take. The first two take all of theirs."""
+KNOWN_OUTPUTS: dict[Graph, frozenset[str]] = {
+    "vision": frozenset(VISION_OUTPUTS),
+    "text": frozenset(OUTPUTS["text"]),
+    "compress": frozenset(TOKENS),
+    "encoder": frozenset(TOKENS),
+}
+"""Everything of a graph that is read. What else it gives is not asked for."""
 
 CACHE_KINDS = ("key", "value")
 PAST, PRESENT = "past_key_values.{layer}.{kind}", "present.{layer}.{kind}"

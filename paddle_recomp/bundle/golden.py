@@ -11,12 +11,22 @@ import numpy as np
 
 from paddle_recomp.bundle.bundle import Bundle
 from paddle_recomp.bundle.checksums import check_name
+from paddle_recomp.bundle.contract import ARRAYS, Array
 from paddle_recomp.bundle.schema import GOLDEN, check, load_schema
 from paddle_recomp.errors import BundleError
-from paddle_recomp.json_files import read_json
+from paddle_recomp.json_files import listed, one_line, read_json, shown
+from paddle_recomp.preprocess import IMAGE_PLACEHOLDER, IMAGE_TOKEN
 
 CASES = "golden/cases.json"
 """The file that an export writes."""
+
+
+_RECORDED = {
+    **ARRAYS,
+    "prompt_ids": Array("int64", ("T",), "the prompt, with a picture in it"),
+    "logits": Array("float32", ("B", "V"), "behind the whole prompt"),
+}
+"""Every array that a case may have; others are passed over."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,8 @@ def _content(bundle: Bundle) -> dict[str, Any]:
     for about in content["cases"]:
         if about["compress"] not in bundle.compressors:
             raise BundleError(
-                f"{bundle.folder}: the golden case {about['name']!r} is of the compressor "
-                f"{about['compress']!r}; the bundle has: {', '.join(bundle.compressors)}"
+                f"{bundle.folder}: the golden case {shown(about['name'])} is of the compressor "
+                f"{shown(about['compress'])}; the bundle has: {listed(bundle.compressors)}"
             )
     return content
 
@@ -122,6 +132,7 @@ def _named(bundle: Bundle, content: dict[str, Any]) -> list[str]:
 
 
 def _case(bundle: Bundle, about: Mapping[str, Any]) -> GoldenCase:
+    _check_case(bundle, about)
     least, most = about["token_bounds"]
     answer = None
     if "answer" in about:
@@ -135,13 +146,89 @@ def _case(bundle: Bundle, about: Mapping[str, Any]) -> GoldenCase:
         token_bounds=(least, most),
         prompt=about["prompt"],
         answer=answer,
-        arrays={name: _load(bundle.verified(file)) for name, file in about["arrays"].items()},
+        arrays=_arrays(bundle, about["arrays"]),
     )
+
+
+def _check_case(bundle: Bundle, about: Mapping[str, Any]) -> None:
+    """Raises: BundleError where the answer or the logits are missing that a bundle with a decoder
+    gives, or where a question has places for several pictures."""
+    place = f"{bundle.folder}: the golden case {shown(about['name'])}"
+    if (found := about["question"].count(IMAGE_PLACEHOLDER)) > 1:
+        raise BundleError(
+            f"{place} has {found} {IMAGE_PLACEHOLDER} in its question; expected 0 or 1"
+        )
+    if bundle.decoder is None:
+        return
+    for name, there in (("answer", "answer" in about), ("logits", "logits" in about["arrays"])):
+        if not there:
+            raise BundleError(f"{place} has no {name}; expected one, as the bundle has a decoder")
+
+
+def _arrays(bundle: Bundle, files: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The arrays that are known, each of the type and the sizes that it must have.
+
+    Raises: BundleError naming the file."""
+    sizes = {"B": 1, "3": 3, "2": 2, "S": bundle.image_processor.crop, "N": bundle.num_patches}
+    sizes["L"] = bundle.question_positions
+    if bundle.decoder is not None:
+        sizes |= {"D": bundle.decoder.hidden_size, "V": bundle.decoder.vocab_size}
+    arrays = {}
+    for name, file in files.items():
+        path, about = bundle.verified(file), _RECORDED.get(name)
+        if about is None:
+            continue
+        array = arrays[name] = _load(path)
+        # A size that recomp.json does not give is that of the first array that has it.
+        shape = (
+            about.shape
+            if array.ndim != len(about.shape)
+            else [
+                sizes.setdefault(letter, size)
+                for letter, size in zip(about.shape, array.shape, strict=True)
+            ]
+        )
+        if array.dtype != np.dtype(about.dtype) or list(array.shape) != list(shape):
+            raise BundleError(
+                f"{path} is {one_line(array.dtype)} {list(array.shape)}; expected {about.dtype} "
+                f"[{', '.join(map(str, shape))}]"
+            )
+        if about.dtype == "float32" and not np.isfinite(array).all():
+            raise BundleError(f"{path} holds NaN or infinity; expected finite numbers")
+    _check_values(bundle, files, arrays)
+    return arrays
+
+
+def _check_values(
+    bundle: Bundle, files: Mapping[str, str], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Raises: BundleError for a number of tokens, or an id, that cannot be."""
+    count, most = int(arrays["token_count"][0]), arrays["visual_embeds"].shape[1]
+    if not 1 <= count <= most:
+        path = bundle.folder / files["token_count"]
+        raise BundleError(f"{path} holds {count}; expected 1 to {most}")
+    ids = arrays["prompt_ids"]
+    path, words = bundle.folder / files["prompt_ids"], ids[ids != IMAGE_TOKEN]
+    if len(ids) - len(words) != 1:
+        raise BundleError(
+            f"{path} has {len(ids) - len(words)} pictures ({IMAGE_TOKEN}) in it; expected 1"
+        )
+    last = None if bundle.decoder is None else bundle.decoder.vocab_size - 1
+    for number in words.tolist():
+        if number < 0 or (last is not None and number > last):
+            raise BundleError(f"{path} holds the id {number}; expected 0 to {last}")
 
 
 def _load(path: Path) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is not an array in NumPy's format: {error}") from error
-    return array
+        # It is mapped first: a header may declare more than the file has, and than memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise BundleError(f"{path} holds several arrays; expected one in NumPy's format")
+        return np.array(array)
+    except BundleError:
+        raise
+    except Exception as error:  # A broken header can fail in many ways.
+        raise BundleError(
+            f"{path} is not an array in NumPy's format: {one_line(error, 200)}"
+        ) from error

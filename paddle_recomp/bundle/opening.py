@@ -24,13 +24,14 @@ from paddle_recomp.bundle.contract import (
     FROM_THE_LANGUAGE_MODEL,
     INPUTS,
     KNOWN_INPUTS,
+    KNOWN_OUTPUTS,
     OUTPUTS,
     Graph,
 )
 from paddle_recomp.bundle.schema import RECOMP, check, load_schema
 from paddle_recomp.errors import BundleError, BundleNotFoundError
-from paddle_recomp.json_files import parse_json, read_bytes, shown
-from paddle_recomp.preprocess import ChatTemplate, ImageProcessor
+from paddle_recomp.json_files import listed, one_line, parse_json, read_bytes, shown
+from paddle_recomp.preprocess import IMAGE_PLACEHOLDER, ChatTemplate, ImageProcessor
 from paddle_recomp.types import StageInfo
 
 MANIFEST = "recomp.json"
@@ -64,7 +65,7 @@ def open_bundle(folder: Path, compress: str | None = None) -> Bundle:
     named = check(manifest, load_schema(RECOMP), str(path))
     if unknown := set(manifest["requires"]) - ABILITIES:
         raise BundleError(
-            f"{path} requires {', '.join(map(shown, sorted(unknown)))}, which this version of "
+            f"{path} requires {listed(sorted(unknown))}, which this version of "
             "paddle_recomp cannot do: update it"
         )
     sizes = _find_files(path, named, sums)
@@ -78,7 +79,7 @@ def open_bundle(folder: Path, compress: str | None = None) -> Bundle:
         image_processor=_image_processor(manifest["image"]),
         num_patches=_patches(path, manifest),
         question=QuestionInfo(**_known(QuestionInfo, question)),
-        prompt=_prompt(manifest["prompt"]),
+        prompt=_prompt(path, manifest),
         compressors=compressors,
         compressor=default,
         towers={**manifest.get("towers", {}), "question_source": question["source"]},
@@ -102,8 +103,8 @@ def _check_format(path: Path, manifest: Mapping[str, Any]) -> None:
         return
     if type(version) is int and version > FORMAT:
         raise BundleError(
-            f"{path} has format {version}; this version of paddle_recomp reads format {FORMAT}: "
-            "update it, or export again"
+            f"{path} has format {shown(version)}; this version of paddle_recomp reads format "
+            f"{FORMAT}: update it, or export again"
         )
     raise BundleError(
         f"{path}: format is {'missing' if version is None else shown(version)}; this version of "
@@ -134,17 +135,17 @@ def _compressors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Compresso
     default, graphs = about["default"], about["graphs"]
     if default not in graphs:
         raise BundleError(
-            f"{path}: compress.default is {shown(default)}; expected one of: {', '.join(graphs)}"
+            f"{path}: compress.default is {shown(default)}; expected one of: {listed(graphs)}"
         )
     found = {}
     for name in dict.fromkeys([default, *graphs]):
         files = None
         if paddle is not None:
             if name not in paddle["compress"]:
-                raise BundleError(f"{path}: paddle.compress.{name} is missing")
+                raise BundleError(f"{path}: paddle.compress.{one_line(name)} is missing")
             files = (paddle["compress"][name]["program"], paddle["compress"][name]["params"])
         found[name] = CompressorInfo(
-            graph=_graph(path, f"compress.graphs.{name}", "compress", graphs[name]),
+            graph=_graph(path, f"compress.graphs.{one_line(name)}", "compress", graphs[name]),
             method=graphs[name]["method"],
             options=graphs[name]["options"],
             stages=tuple(StageInfo(**_known(StageInfo, one)) for one in graphs[name]["stages"]),
@@ -174,10 +175,38 @@ def _patches(path: Path, manifest: Mapping[str, Any]) -> int:
             f"{path}: image.patches is {patches}, image.grid {image['grid']}, sizes.max_tokens "
             f"{manifest['sizes']['max_tokens']}; expected the same number of patches in all"
         )
+    side = image["crop"] // image["patch_size"]
+    if image["grid"] != [side, side]:
+        raise BundleError(
+            f"{path}: image.grid is {image['grid']}, but image.crop {image['crop']} and "
+            f"image.patch_size {image['patch_size']}; expected a grid of [{side}, {side}]"
+        )
     return patches
 
 
-def _prompt(about: Mapping[str, Any]) -> PromptInfo:
+def _prompt(path: Path, manifest: Mapping[str, Any]) -> PromptInfo:
+    """Raises: BundleError for an id that the decoder does not have, or `<image>` in a wrong
+    place."""
+    about = manifest["prompt"]
+    if "decoder" in manifest:
+        size = manifest["decoder"]["vocab_size"]
+        # image_token_id is never looked up, so a vocabulary may end in front of it.
+        for field in ("bos_token_id", "eos_token_ids", "pad_token_id"):
+            ids = about[field] if isinstance(about[field], list) else [about[field]]
+            for number in ids:
+                if number is not None and number >= size:
+                    raise BundleError(
+                        f"{path}: prompt.{field} has the id {number}, but decoder.vocab_size is "
+                        f"{size}; expected an id below it"
+                    )
+    template = _known(ChatTemplate, about["template"])
+    for piece, text in template.items():
+        expected = 1 if piece == "image" else 0
+        if (found := text.count(IMAGE_PLACEHOLDER)) != expected:
+            raise BundleError(
+                f"{path}: prompt.template.{piece} has {IMAGE_PLACEHOLDER} in it {found} times; "
+                f"expected {expected}"
+            )
     return PromptInfo(
         tokenizer=about["tokenizer"],
         bos_token_id=about["bos_token_id"],
@@ -185,7 +214,7 @@ def _prompt(about: Mapping[str, Any]) -> PromptInfo:
         pad_token_id=about["pad_token_id"],
         image_token_id=about["image_token_id"],
         silent_ids=tuple(about["silent_ids"]),
-        template=ChatTemplate(**_known(ChatTemplate, about["template"])),
+        template=ChatTemplate(**template),
     )
 
 
@@ -203,7 +232,8 @@ def _graphs(
     for name, compressor in compressors.items():
         if missing := [key for key in compressor.graph.inputs if key not in given]:
             raise BundleError(
-                f"{path}: compress.graphs.{name} reads {', '.join(missing)}, which no graph gives"
+                f"{path}: compress.graphs.{one_line(name)} reads {', '.join(missing)}, which no "
+                "graph gives"
             )
     return {**graphs, "compress": next(iter(compressors.values())).graph}
 
@@ -218,13 +248,16 @@ def _graph(path: Path, place: str, graph: Graph, about: Mapping[str, Any]) -> Gr
                 f"{path}: {place} reads {shown(name)}, which this version does not know; known: "
                 f"{', '.join(sorted(KNOWN_INPUTS[graph]))}"
             )
+    if ("word_embeds" in inputs) != ("word_mask" in inputs):
+        raise BundleError(f"{path}: {place} reads one of word_embeds and word_mask; expected both")
     # A compressor reads some of what there is, and the vision graph gives what compressors read.
     needed = INPUTS[graph] if graph in ("vision", "text") else ["token_bounds"]
     promised = ["features"] if graph == "vision" else OUTPUTS[graph]
     for kind, wanted, found in (("input", needed, inputs), ("output", promised, outputs)):
         if missing := [name for name in wanted if name not in found]:
             raise BundleError(f"{path}: {place} has no {kind} {', '.join(missing)}")
-    return GraphInfo(about["file"], about["data"], inputs, outputs)
+    read = tuple(name for name in outputs if name in KNOWN_OUTPUTS[graph])
+    return GraphInfo(about["file"], about["data"], inputs, outputs, read)
 
 
 def _decoder(path: Path, manifest: Mapping[str, Any]) -> DecoderInfo | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_recomp.errors import BundleError
-from paddle_recomp.json_files import shown
+from paddle_recomp.json_files import one_line, shown
 
 RECOMP, GOLDEN = "recomp.schema.json", "golden.schema.json"
 FILE = "bundle-file"
@@ -79,6 +79,9 @@ def _visit(
         node = {**defs[node["$ref"].removeprefix("#/$defs/")], **node}
     if reason := _expected(value, node):
         raise _refusal(path, f"is {shown(value)}; expected {reason}")
+    if isinstance(value, list) and (reason := _length(value, node)):
+        entries = "entry" if len(value) == 1 else "entries"
+        raise _refusal(path, f"has {len(value)} {entries}; expected {reason}")
     yield path, node, value
     if isinstance(value, dict):
         yield from _visit_object(value, node, path, defs)
@@ -124,13 +127,19 @@ def _expected(value: object, node: Schema) -> str | None:
             return f"at most {node['maximum']}"
         if value <= node.get("exclusiveMinimum", -math.inf):
             return f"more than {node['exclusiveMinimum']}"
-    elif isinstance(value, list):
-        least, most = node.get("minItems", 0), node.get("maxItems", math.inf)
-        if not least <= len(value) <= most:
-            return f"a list of {least}" + ("" if least == most else " or more")
     elif isinstance(value, dict) and len(value) < node.get("minProperties", 0):
         return "an object that is not empty"
     return None
+
+
+def _length(value: list[Any], node: Schema) -> str | None:
+    """How many entries the schema wants, where a list has others."""
+    least, most = node.get("minItems", 0), node.get("maxItems", math.inf)
+    if least <= len(value) <= most:
+        return None
+    if least == most:
+        return f"{least}"
+    return f"at least {least}" if len(value) < least else f"at most {most}"
 
 
 def _is(value: object, kind: str) -> bool:
@@ -152,5 +161,4 @@ def _join(path: str, key: str) -> str:
 
 
 def _refusal(path: str, reason: str) -> _RefusalError:
-    path = " ".join(path.split()) or "it"
-    return _RefusalError(f"{path if len(path) <= _LONGEST else f'{path[:_LONGEST]}…'} {reason}")
+    return _RefusalError(f"{one_line(path, _LONGEST) or 'it'} {reason}")

@@ -21,6 +21,7 @@ from paddle_recomp.commands.options import (
 )
 from paddle_recomp.commands.reports import STEPS, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import draw_answer
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.demo import DemoQuestion, demo_pictures
@@ -55,7 +56,10 @@ def demo(
 def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> None:
     """Asks two questions about each of several pictures, seen once; prints a table of what was
     kept and how long it took, and writes an overlay for each question into `output`."""
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be a folder: {error.strerror}") from error
     # The first run of a kernel includes its set-up, which a demonstration should not show.
     first = next(iter(demo_pictures()))
     vlm.ask(first, "what is it?", budget, GenerationConfig(max_new_tokens=2))

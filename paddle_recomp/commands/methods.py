@@ -116,7 +116,8 @@ def _option_table(options: Sequence[Field[Any]], kind: type) -> list[str]:
     lines = ["| option | default | allowed | |", "|---|---|---|---|"]
     for one in options:
         allowed = ", ".join(f"`{value}`" for value in _allowed(kind, one.name))
-        lines.append(f"| `{one.name}` | `{one.default}` | {allowed} | {one.metadata['doc']} |")
+        doc = one.metadata["doc"].replace("|", "\\|")
+        lines.append(f"| `{one.name}` | `{one.default}` | {allowed} | {doc} |")
     return lines
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.checkpoint import PARTS, Checkpoint
+from paddle_recomp.json_files import listed, one_line
 from paddle_recomp.preprocess import Turn, render
 from paddle_recomp.types import Answer, StageInfo, Timing, VisualTokens, num_patches, stage_counts
 
@@ -88,9 +89,10 @@ def answer_dict(
     }
 
 
-def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict[str, int]:
+def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict[str, Any]:
     counts = stage_counts(stages, *pictures)
-    return {"kept": sum(counts.values()), "of": num_patches(*pictures), **counts}
+    # The stages stand apart: a method may call one `kept` or `of`.
+    return {"kept": sum(counts.values()), "of": num_patches(*pictures), "stages": counts}
 
 
 def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
@@ -98,11 +100,11 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
     summary = {
         "bundle": str(bundle.folder),
         "precision": bundle.precision,
-        "method": bundle.method,
-        "compressors": ", ".join(bundle.compressors),
+        "method": one_line(bundle.method),
+        "compressors": listed(bundle.compressors),
         "patches": bundle.num_patches,
         "prompt": json.dumps(render(bundle.template, [Turn("…", images=1)]), ensure_ascii=False),
-        "language_model": bundle.language_model.name,
+        "language_model": one_line(bundle.language_model.name),
         "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }
     if bundle.paddle is not None:

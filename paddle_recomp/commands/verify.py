@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.comparison import Comparison
@@ -24,6 +25,7 @@ from paddle_recomp.commands.options import (
     with_options,
 )
 from paddle_recomp.errors import ConfigError
+from paddle_recomp.json_files import one_line
 
 Compare = Callable[[Path, str, Path | None, Path | None], list[Comparison]]
 """A bundle, its checkpoint, the CLIP of that and a folder of pictures -> all comparisons."""
@@ -119,7 +121,7 @@ def print_table(console: Console, rows: Sequence[Comparison]) -> None:
     table = Table("of", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
     for row in rows:
         table.add_row(
-            row.case or row.runtime,
+            Text(one_line(row.case or row.runtime)),
             str(row.batch),
             row.stage,
             row.name,

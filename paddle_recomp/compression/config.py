@@ -48,13 +48,15 @@ class CompressionConfig:
         return {"method": self.method, **asdict(self.towers), **asdict(self.options)}
 
     def with_options(self, **options: Any) -> CompressionConfig:
-        """A copy with some options changed. Another `method` takes over the options that it has in
-        common with this one.
+        """A copy with some options changed. Another `method` takes over the options of the towers,
+        and those of its own that both methods have from the same base.
 
         Raises: ConfigError naming an unknown method or option, or a value out of range."""
         given = self.as_dict()
         declared = get_method(options.get("method", self.method))
-        kept = {"method", *_TOWER_OPTIONS, *declared.option_names}
+        # Two methods may use one name for two things; a field of one base is one thing.
+        shared = [one.name for one in fields(declared.options) if one in fields(self.options)]
+        kept = {"method", *_TOWER_OPTIONS, *shared}
         return CompressionConfig(**{k: v for k, v in given.items() if k in kept} | options)
 
     def with_text_options(self, **options: str) -> CompressionConfig:
@@ -70,11 +72,17 @@ class CompressionConfig:
         return self.with_options(**found)
 
 
-PRESETS: dict[str, CompressionConfig] = {
-    name: CompressionConfig(method.name, **options)
-    for method in METHODS.values()
-    for name, options in method.presets.items()
-}
+def _presets() -> dict[str, CompressionConfig]:
+    found: dict[str, CompressionConfig] = {}
+    for method in METHODS.values():
+        for name, options in method.presets.items():
+            if name in found:
+                raise ValueError(f"two methods declare a preset {name!r}: the second is {method}")
+            found[name] = CompressionConfig(method.name, **options)
+    return found
+
+
+PRESETS: dict[str, CompressionConfig] = _presets()
 """Named configurations, which methods declare."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
+from paddle_recomp.config import TowerOptions
 from paddle_recomp.types import Compressed, StageInfo, Tensor
 
 Place = Literal["after_tower", "between_layers", "in_language_model"]
@@ -92,6 +93,19 @@ class Method:
             raise ValueError(f"method {self.name!r} reads unknown inputs: {sorted(unknown)}")
         if "features" not in self.inputs or not self.stages:
             raise ValueError(f"method {self.name!r} reads no features, or has no stages")
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise ValueError(f"method {self.name!r} has two stages of one name")
+        towers = {one.name for one in fields(TowerOptions)}
+        for one in fields(self.options):
+            if "doc" not in one.metadata:
+                raise ValueError(
+                    f"option {one.name!r} of method {self.name!r} has no sentence about itself: "
+                    "declare it by `config.option`"
+                )
+            if one.name in towers:
+                raise ValueError(
+                    f"option {one.name!r} of method {self.name!r} has the name of a tower's option"
+                )
 
     @property
     def option_names(self) -> tuple[str, ...]:

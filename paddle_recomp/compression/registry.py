@@ -22,6 +22,8 @@ def _declared() -> Iterator[Method]:
 def _by_name(declared: Iterator[Method]) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for method in declared:
+        if found.get(method.name) is method:
+            continue  # A file imported the declaration of another one.
         if method.name in found:
             raise ValueError(f"two compression methods are called {method.name!r}")
         found[method.name] = method

@@ -6,13 +6,21 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from paddle_recomp.backends.sessions import check_options, open_session, over_array
+from paddle_recomp.backends.sessions import (
+    check_names,
+    check_options,
+    open_session,
+    over_array,
+    run_error,
+)
 from paddle_recomp.bundle import Bundle, DecoderInfo
 from paddle_recomp.bundle.contract import CACHE_KINDS, PAST, PRESENT
 from paddle_recomp.errors import BundleError
+from paddle_recomp.json_files import one_line
 from paddle_recomp.llm.base import State, check_lengths, check_numbers, check_rewind
 
 _PIECE = 256
@@ -70,7 +78,9 @@ class OnnxDecoder:
         `OnnxBackend`."""
         check_options(providers, threads)
         self.info = info
-        self.session = open_session(folder / info.file, providers, threads, any_length=True)
+        self.path = folder / info.file
+        self.session = open_session(self.path, providers, threads, any_length=True)
+        _check_graph(self.session, self.path, info)
         self._embed_tokens = _open_embedding(folder / info.embed_tokens, info)
 
     @classmethod
@@ -108,7 +118,12 @@ class OnnxDecoder:
         return self.info.context
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
-        """See `LanguageModel.embed`."""
+        """See `LanguageModel.embed`. Raises: BundleError for an id that the vocabulary lacks."""
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.info.vocab_size:
+            raise BundleError(
+                f"{self.path}: the id {int(ids.max())} is to be embedded; expected ids from 0 to "
+                f"{self.info.vocab_size - 1}"
+            )
         return np.asarray(self._embed_tokens[ids], dtype=np.float32)
 
     def prefill(
@@ -177,7 +192,10 @@ class OnnxDecoder:
             binding.bind_ortvalue_input(before, buffer)
             binding.bind_ortvalue_output(after, buffer)
         binding.bind_ortvalue_output("logits", over_array(logits))
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # The runtime has an exception class for each status.
+            raise run_error(self.path, error) from error
         check_numbers(logits=logits)
         return logits
 
@@ -192,8 +210,12 @@ def _open_embedding(path: Path, info: DecoderInfo) -> np.ndarray:
     """The embedding [V, D], mapped into memory: only the rows that are used are read."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is not an array in numpy's format: {error}") from error
+    except Exception as error:  # A broken header can fail in many ways.
+        raise BundleError(
+            f"{path} is not an array in numpy's format: {one_line(error, 200)}"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise BundleError(f"{path} holds several arrays; expected one in numpy's format")
     expected = (info.vocab_size, info.hidden_size)
     if array.shape != expected or array.dtype not in (np.float16, np.float32):
         raise BundleError(
@@ -201,6 +223,30 @@ def _open_embedding(path: Path, info: DecoderInfo) -> np.ndarray:
             f"{list(expected)}"
         )
     return array
+
+
+def _check_graph(session: Any, path: Path, info: DecoderInfo) -> None:
+    """Compares the decoder's graph with its sizes in recomp.json.
+
+    Raises: BundleError naming the input or output that is not as it should be."""
+    names = list(cache_names(info))
+    inputs = {"inputs_embeds": "float32", "lengths": "int32", "past_lengths": "int32"}
+    inputs |= {before: "float32" for before, _ in names}
+    outputs = {"logits": "float32", **{after: "float32" for _, after in names}}
+    place = f"{path}, with {info.num_layers} layers in recomp.json,"
+    check_names(session, place, inputs, outputs)
+    cache: dict[int, int] = {1: info.num_kv_heads, 3: info.cache_width}
+    sizes = {"inputs_embeds": {2: info.hidden_size}, "logits": {1: info.vocab_size}}
+    sizes |= {name: cache for pair in names for name in pair}
+    for node in (*session.get_inputs(), *session.get_outputs()):
+        for axis, expected in sizes.get(node.name, {}).items():
+            # A size that may vary is a text, and so is one that the runtime does not know.
+            found = node.shape[axis] if axis < len(node.shape) else 0
+            if isinstance(found, int) and found != expected:
+                raise BundleError(
+                    f"{path}: {node.name} is {one_line(node.shape)}; recomp.json says {expected} "
+                    f"in place of {found}"
+                )
 
 
 def cache_names(info: DecoderInfo) -> Iterator[tuple[str, str]]:

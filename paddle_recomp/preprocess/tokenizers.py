@@ -178,6 +178,12 @@ class LanguageTokenizer:
             ids += self._tokenizer.encode(chunk, add_special_tokens=False).ids
         return ids
 
+    def encode_words(self, text: str) -> list[int]:
+        """The ids of the words of a text by themselves: no beginning of text, no places of
+        pictures."""
+        ids = self.encode(text.replace(IMAGE_PLACEHOLDER, " ").strip())
+        return ids[1:] if ids[:1] == [self.bos_token_id] else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special or unknown tokens and places of pictures."""
         text: str = self._tokenizer.decode([number for number in ids if number in self._text_ids])

@@ -19,7 +19,6 @@ from paddle_recomp.preprocess import (
     Turn,
     render,
     spoken,
-    without_images,
 )
 from paddle_recomp.types import Answer, AnswerStream, num_patches, stage_counts
 from paddle_recomp.vlm.front_end import CompressedPictures
@@ -58,9 +57,8 @@ class Answerer:
     def embed_words(self, question: str) -> np.ndarray:
         """The words [W, D] float32 of a question by itself, without places of pictures and without
         a beginning-of-text token, for a compressor that reads them."""
-        ids = self.tokenizer.encode(without_images(question))
-        words = ids[1:] if ids[:1] == [self.tokenizer.bos_token_id] else ids
-        return self.model.embed(np.array(words, dtype=np.int64)).astype(np.float32)
+        words = np.array(self.tokenizer.encode_words(question), dtype=np.int64)
+        return self.model.embed(words).astype(np.float32)
 
     def embed(
         self, ids: Sequence[int], blocks: Sequence[np.ndarray], max_new_tokens: int

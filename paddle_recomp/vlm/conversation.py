@@ -18,7 +18,7 @@ from paddle_recomp.llm.base import State
 from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, check_question, clip_text
 from paddle_recomp.types import Answer, AnswerStream, Timing, VisualTokens
 from paddle_recomp.vlm.answering import Answerer, blocks_of, num_positions
-from paddle_recomp.vlm.front_end import CompressedPictures, SeenImage, VisualFrontEnd
+from paddle_recomp.vlm.front_end import CompressedPictures, SeenImage, VisualFrontEnd, budgets_for
 from paddle_recomp.vlm.latency import Deadline, Latency
 
 Mode = Literal["recompress", "append", "keep"]
@@ -105,7 +105,8 @@ class Conversation:
         generation: GenerationConfig | None = None,
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when a piece is taken."""
-        budget, generation = budget or TokenBudget(), generation or GenerationConfig()
+        (budget,) = budgets_for(TokenBudget() if budget is None else budget, 1)
+        generation = generation or GenerationConfig()
         return AnswerStream(partial(self._stream, question, budget, generation))
 
     def _stream(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,8 @@ from PIL import Image
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.errors import ConfigError, QuestionError, RecompWarning
+from paddle_recomp.errors import ConfigError, FeatureError, QuestionError, RecompWarning
+from paddle_recomp.json_files import listed as listed_names
 from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
 from paddle_recomp.types import StageInfo, Timing, VisualTokens
 
@@ -41,7 +42,7 @@ class SeenImage:
     @property
     def num_patches(self) -> int:
         """N."""
-        return int(self.features["visual_score"].shape[1])
+        return int(self.features["features"].shape[1])
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ Images = SeenImage | ImageLike | Sequence[SeenImage | ImageLike]
 
 def listed(images: Images) -> Sequence[SeenImage | ImageLike]:
     """The pictures of a question, one by one."""
-    return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else images
+    return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else list(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +149,7 @@ class VisualFrontEnd:
         check_count(images, texts)
         pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
         counts = [len(some) for some in pictures]
-        if isinstance(budgets, TokenBudget):
-            budgets = [budgets] * len(texts)
+        budgets = budgets_for(budgets, len(texts))
         bounds = [
             pair
             for budget, some in zip(budgets, pictures, strict=True)
@@ -197,6 +197,7 @@ class VisualFrontEnd:
                 "token_bounds": np.array(bounds, dtype=np.int64),
             },
         )
+        check_stages(outputs, self.stages)
         timing = Timing(text=text_done - start, compress=time.perf_counter() - text_done)
         return [_one(outputs, i) for i in range(len(images))], timing
 
@@ -221,6 +222,42 @@ def pad_words(words: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     embeds = np.zeros((*mask.shape, words[0].shape[1]), dtype=np.float32)
     embeds[mask] = np.concatenate(words)
     return embeds, mask
+
+
+def budgets_for(
+    budgets: TokenBudget | Sequence[TokenBudget], num_questions: int
+) -> Sequence[TokenBudget]:
+    """A budget for each question, where one is given for all or one for each.
+
+    Raises: ConfigError for another number of budgets, or for anything that is none."""
+    if isinstance(budgets, TokenBudget):
+        return [budgets] * num_questions
+    if isinstance(budgets, str) or not isinstance(budgets, Iterable):
+        raise ConfigError(f"a budget is {budgets!r}; expected a TokenBudget")
+    given = list(budgets)
+    if len(given) != num_questions:
+        raise ConfigError(f"{len(given)} budgets for {num_questions} questions")
+    for one in given:
+        if not isinstance(one, TokenBudget):
+            raise ConfigError(f"a budget is {one!r}; expected a TokenBudget")
+    return given
+
+
+def check_stages(outputs: Mapping[str, np.ndarray], stages: Sequence[StageInfo]) -> None:
+    """Compares the stages of the tokens that a compressor gave with those that it declares: tokens
+    of another one would be in no count.
+
+    Raises: FeatureError naming the stage."""
+    stage, count = outputs["token_stage"], outputs["token_count"]
+    real = stage[np.arange(stage.shape[1]) < count[:, None]]
+    wrong = real[(real < 0) | (real >= len(stages))]
+    if wrong.size:
+        last = len(stages) - 1
+        raise FeatureError(
+            f"token_stage holds {wrong.max()}; expected 0{f' to {last}' if last else ''}, as the "
+            f"compressor has {len(stages)} stage{'s' if last else ''}: "
+            f"{listed_names(one.name for one in stages)}"
+        )
 
 
 def check_count(images: Sequence[object], texts: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import PIPELINE, Graph
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import (
@@ -251,13 +252,22 @@ def config_of(bundle: Bundle) -> CompressionConfig:
     return CompressionConfig(bundle.method, **bundle.towers, **bundle.options)
 
 
+def _is_exported_with(bundle: Bundle, config: CompressionConfig) -> bool:
+    """Whether the chosen compressor is that of a configuration; one of a method that this version
+    does not have is not."""
+    return bundle.method in METHODS and config_of(bundle) == config
+
+
 def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
     """Raises: ConfigError where a bundle was exported with another configuration."""
-    exported, asked = config_of(bundle).as_dict(), config.as_dict()
-    if exported == asked:
+    others = [one for one in bundle.compressors if _is_exported_with(bundle.choose(one), config)]
+    if bundle.compressor in others:
         return
+    exported = {"method": bundle.method, **bundle.towers, **bundle.options}
+    if bundle.method in METHODS:
+        exported = config_of(bundle).as_dict()
+    asked = config.as_dict()
     name = next(name for name in asked if asked[name] != exported.get(name))
-    others = [one for one in bundle.compressors if config_of(bundle.choose(one)) == config]
     if others:
         raise ConfigError(
             f"{bundle.folder} compresses by {bundle.compressor!r} unless it is told otherwise; its "
@@ -268,7 +278,7 @@ def _check_config(bundle: Bundle, config: CompressionConfig) -> None:
     else:
         which, remedy = str(bundle.folder), "export it again"
     raise ConfigError(
-        f"{which} was exported with {name}={exported[name]}; for {name}={asked[name]}, {remedy}"
+        f"{which} was exported with {name}={exported.get(name)}; for {name}={asked[name]}, {remedy}"
     )
 
 

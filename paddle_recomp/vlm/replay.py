@@ -20,7 +20,7 @@ from paddle_recomp.errors import BundleError
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import Turn, clip_text, load_image, render
 from paddle_recomp.vlm.answering import Answerer
-from paddle_recomp.vlm.front_end import pad_words
+from paddle_recomp.vlm.front_end import check_stages, pad_words
 
 Arrays = Mapping[str, np.ndarray]
 WHOLE = "pipeline"
@@ -32,6 +32,8 @@ class Played:
     """What came of one case."""
 
     arrays: dict[str, np.ndarray]
+    fused: dict[str, np.ndarray]
+    """What the graph `encoder` gave; empty where the bundle has none for the compressor."""
     prompt: str
     answer: GoldenAnswer | None
 
@@ -80,6 +82,12 @@ class Player:
             own["word_embeds"], own["word_mask"] = self._words(question, compressor)
         wanted = {name: (own | given)[name] for name in inputs}
         own |= self._backend(compressor).run("compress", wanted)
+        chosen = bundle.choose(compressor)
+        check_stages(own, chosen.stages)
+        fused = dict[str, np.ndarray]()
+        if "encoder" in chosen.graphs:
+            wanted = {name: (own | given)[name] for name in chosen.graphs["encoder"].inputs}
+            fused = self._backend(compressor).run("encoder", wanted)
         answer = None
         if self.model is not None:
             tokens = own | given
@@ -89,7 +97,7 @@ class Player:
                 tokens["visual_embeds"][0, : int(tokens["token_count"][0])],
                 max_new_tokens,
             )
-        return Played(own, prompt, answer)
+        return Played(own, fused, prompt, answer)
 
     def _words(self, question: str, compressor: str) -> tuple[np.ndarray, np.ndarray]:
         """word_embeds [1, W, D] and word_mask [1, W] of a question."""
@@ -120,23 +128,30 @@ def replay_cases(player: Player, golden: Golden) -> Iterator[Comparison]:
     """Each case twice: step by step on what was recorded, and the whole way from the picture.
 
     Raises: as `Player.play`."""
-    limits, overlaps = golden.limits, list[float]()
+    limits = golden.limits
+    overlaps = {WHOLE: list[float](), "encoder": list[float]()}
     right = {"answer": list[bool](), WHOLE: list[bool]()}
     for case in golden.cases:
         longest = 1 if case.answer is None else case.answer.max_new_tokens
         asked = (case.picture, case.question, case.compress, case.token_bounds, longest)
         steps, whole = player.play(*asked, given=case.arrays), player.play(*asked)
         yield from _compare_steps(case, steps, player.bundle, limits)
-        if limits.overlap is None:
-            yield from _compare_whole(case, whole.arrays, limits)
-        elif int(case.arrays["token_count"][0]) < player.bundle.num_patches:
-            overlaps.append(_overlap(case, whole.arrays, player.bundle))
+        for step, found in ((WHOLE, whole.arrays), ("encoder", steps.fused)):
+            if not found:
+                continue
+            if limits.overlap is None:
+                yield from _compare_whole(case, step, found, limits)
+            elif int(case.arrays["token_count"][0]) < player.bundle.num_patches:
+                overlaps[step].append(_overlap(case, found, player.bundle))
         for step, played in (("answer", steps), (WHOLE, whole)):
             if case.answer is not None and played.answer is not None:
-                right[step].append(case.answer.text == played.answer.text)
-    if limits.overlap is not None and overlaps:
-        mean = float(np.mean(overlaps))
-        yield Comparison(1, WHOLE, "token_index", "overlap", mean, limits.overlap)
+                expected, said = case.answer, played.answer
+                same = (expected.text, expected.token_ids) == (said.text, said.token_ids)
+                right[step].append(same)
+    for step, shares in overlaps.items():
+        if limits.overlap is not None and shares:
+            mean = float(np.mean(shares))
+            yield Comparison(1, step, "token_index", "overlap", mean, limits.overlap)
     for step, texts in right.items():
         if texts:
             share = sum(texts) / len(texts)
@@ -163,10 +178,12 @@ def _compare_steps(
         yield Comparison(1, "prompt", "text", "agreement", 0.0, 1.0, case.name)
 
 
-def _compare_whole(case: GoldenCase, found: Arrays, limits: Limits) -> Iterator[Comparison]:
+def _compare_whole(
+    case: GoldenCase, step: str, found: Arrays, limits: Limits
+) -> Iterator[Comparison]:
     for name, expected in case.arrays.items():
         if name.startswith("token_") or name == "visual_embeds":
-            yield _compare(case.name, WHOLE, name, expected, found[name], limits.difference, None)
+            yield _compare(case.name, step, name, expected, found[name], limits.difference, None)
 
 
 def _compare(

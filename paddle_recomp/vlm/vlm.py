@@ -18,6 +18,7 @@ from paddle_recomp.vlm.front_end import (
     Images,
     SeenImage,
     VisualFrontEnd,
+    budgets_for,
     check_count,
     listed,
 )
@@ -70,7 +71,8 @@ class VLM:
         generation: GenerationConfig | None = None,
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
-        budget, generation = budget or TokenBudget(), generation or GenerationConfig()
+        (budget,) = budgets_for(TokenBudget() if budget is None else budget, 1)
+        generation = generation or GenerationConfig()
         return AnswerStream(partial(self._stream, images, question, budget, generation))
 
     def ask_batch(
@@ -90,12 +92,14 @@ class VLM:
         one by one if you need the answers that each question gets alone.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
-        check_count(images, questions)
+        groups, questions = [listed(some) for some in images], list(questions)
+        check_count(groups, questions)
         # Cheap checks first: the vision tower is the expensive part.
-        for question, some in zip(questions, images, strict=True):
-            check_question(question, len(listed(some)))
-        seen, seconds = self.front_end.see_all(images)
-        prompts = self._prompts(seen, questions, budgets or TokenBudget(), seconds)
+        budgets = budgets_for(TokenBudget() if budgets is None else budgets, len(questions))
+        for question, some in zip(questions, groups, strict=True):
+            check_question(question, len(some))
+        seen, seconds = self.front_end.see_all(groups)
+        prompts = self._prompts(seen, questions, budgets, seconds)
         return self.answer(prompts, generation)
 
     def compress(

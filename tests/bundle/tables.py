@@ -86,7 +86,17 @@ def kind(node: Schema) -> str:
     if "items" in node and "type" in node["items"]:
         inner = node["items"]["type"]
         words += f" of {inner if isinstance(inner, str) else ' or '.join(inner)}"
-    return words
+        node = node["items"]
+    return words + span(node)
+
+
+def span(node: Schema) -> str:
+    """The numbers that a value may be."""
+    if "maximum" not in node:
+        return ""
+    more = node.get("exclusiveMinimum")
+    least = f"more than {more}" if more is not None else f"{node['minimum']}"
+    return f", {least} to {node['maximum']}"
 
 
 def _is_file(node: Schema, name: str) -> bool:

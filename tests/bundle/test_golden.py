@@ -12,8 +12,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export.onnx_graph import OnnxGraph
 from paddle_recomp.bundle import Bundle, open_bundle, write_checksums
 from paddle_recomp.bundle.comparison import Comparison
+from paddle_recomp.bundle.contract import ARRAYS, INPUTS
 from paddle_recomp.bundle.golden import CASES, read_golden
 from paddle_recomp.commands.main import main
 from paddle_recomp.errors import BundleError
@@ -179,6 +181,49 @@ def test_an_altered_decoder_in_int8_fails(
 def test_an_altered_compressor_fails_in_int8_as_in_fp32(int8_copy: Path) -> None:
     alter(int8_copy, "compress.onnx", "projector.linear_1.weight", negate_one)
     assert ("compress", "visual_embeds") in broken(int8_copy)
+
+
+def add_fused(folder: Path) -> None:
+    """Writes the three graphs as one."""
+    manifest = json.loads((folder / "recomp.json").read_text())
+    about = {**manifest["graphs"], "compress": manifest["compress"]["graphs"]["recoverable"]}
+    names = {graph: [item["name"] for item in one["outputs"]] for graph, one in about.items()}
+    parts = {
+        graph: OnnxGraph.read(onnx.load(folder / f"{graph}.onnx"), names[graph]) for graph in about
+    }
+    inputs = {item.name: item for part in parts.values() for item in part.inputs}
+    whole = OnnxGraph(
+        nodes=[node for part in parts.values() for node in part.nodes],
+        constants={k: v for part in parts.values() for k, v in part.constants.items()},
+        inputs=[inputs[name] for name in INPUTS["encoder"]],
+        outputs=parts["compress"].outputs,
+        opset=parts["compress"].opset,
+    )
+    onnx.save_model(whole.model({}), folder / "encoder.onnx")
+    entry = {**about["compress"], "file": "encoder.onnx"}
+    entry["inputs"] = [
+        {"name": name, "dtype": ARRAYS[name].dtype, "shape": ["batch"]}
+        for name in INPUTS["encoder"]
+    ]
+    change(folder, lambda content: content["graphs"].update(encoder=entry))
+
+
+def test_the_fused_graph_is_replayed_in_fp32(copy: Path) -> None:
+    add_fused(copy)
+    rows = replay(copy)
+    assert [row for row in rows if not row.passed] == []
+    assert {row.name for row in rows if row.stage == "encoder"} == EXPECTED["compress"]
+    alter(copy, "encoder.onnx", "projector.linear_1.weight", negate_one)
+    assert {stage for stage, _ in broken(copy)} == {"encoder"}
+
+
+def test_the_fused_graph_is_replayed_in_int8(int8_copy: Path) -> None:
+    """By the limit of the whole way."""
+    add_fused(int8_copy)
+    rows = [row for row in replay(int8_copy) if row.stage == "encoder"]
+    assert [(row.name, row.measure, row.passed) for row in rows] == [
+        ("token_index", "overlap", True)
+    ]
 
 
 def test_an_altered_decoder_in_fp32_fails(copy: Path) -> None:

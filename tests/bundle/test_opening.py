@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -57,6 +58,12 @@ def with_a_second(folder: Path, **fields: object) -> None:
     change(folder, add)
 
 
+OTHER_STAGES = [
+    {"name": name, "kind": "patch", "meaning": "are there"} for name in ("all", "b", "c", "d")
+]
+"""As many as the graph has."""
+
+
 def read_also(content: dict[str, Any], name: str) -> None:
     """Lets the compressor read another array."""
     inputs = content["compress"]["graphs"]["recoverable"]["inputs"]
@@ -87,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a newer format": (lambda f: change(f, lambda c: c.update(format=3)), "format 3.*update"),
     "something required": (
         lambda f: change(f, lambda c: c.update(requires=["colour"])),
-        'requires "colour", which',
+        "requires colour, which",
     ),
     "an edited number": (
         lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace("36", "37")),
@@ -105,6 +112,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a sum twice": (lambda f: edit_sums(f, lambda t: t + t), "two lines for"),
     "a line of nothing": (lambda f: edit_sums(f, lambda t: f"{t}\n"), "expected a sum"),
+    "a sum with a star": (
+        lambda f: edit_sums(f, lambda t: t.replace("  text.onnx", " *text.onnx")),
+        "expected a sum, two spaces, a name",
+    ),
+    "sums that are no text": (
+        lambda f: (f / SUMS).write_bytes(b"\xff" + (f / SUMS).read_bytes()),
+        "is not UTF-8",
+    ),
+    "sums that are a pipe": (
+        lambda f: ((f / SUMS).unlink(), os.mkfifo(f / SUMS)),
+        "SHA256SUMS cannot be read: it is not a regular file",
+    ),
+    "a picture that is a pipe": (
+        lambda f: ((f / "golden/tall.png").unlink(), os.mkfifo(f / "golden/tall.png")),
+        "tall.png cannot be read: it is not a regular file",
+    ),
     "a sum of what is outside": (
         lambda f: edit_sums(f, lambda t: f"{t}{'0' * 64}  ../x\n"),
         r"\"\.\./x\", which is not inside",
@@ -143,6 +166,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another grid": (
         lambda f: change(f, lambda c: c["image"].update(grid=[6, 7])),
         r"image\.patches is 36, image\.grid \[6, 7\]",
+    ),
+    "a grid of another form": (
+        lambda f: change(f, lambda c: c["image"].update(grid=[4, 9])),
+        r"image\.grid is \[4, 9\], but image\.crop 42.*expected a grid of \[6, 6\]",
+    ),
+    "another crop": (
+        lambda f: change(f, lambda c: c["image"].update(crop=28)),
+        r"image\.crop 28.*expected a grid of \[4, 4\]",
+    ),
+    "an id beyond the vocabulary": (
+        lambda f: change(f, lambda c: c["prompt"].update(bos_token_id=704)),
+        r"prompt\.bos_token_id has the id 704, but decoder\.vocab_size is 704",
+    ),
+    "two places in a template": (
+        lambda f: change(f, lambda c: c["prompt"]["template"].update(image="<image><image>")),
+        r"template\.image has <image> in it 2 times; expected 1",
+    ),
+    "a place in another piece": (
+        lambda f: change(f, lambda c: c["prompt"]["template"].update(begin="<image>")),
+        r"template\.begin has <image> in it 1 times; expected 0",
+    ),
+    "a mask without words": (
+        lambda f: change(f, lambda c: read_also(c, "word_mask")),
+        "reads one of word_embeds and word_mask",
     ),
     "another width": (
         lambda f: change(f, lambda c: c["sizes"].update(language_width=9)),
@@ -298,14 +345,13 @@ def test_a_file_is_compared_once_and_only_when_it_is_used(
 
 
 def test_several_compressors_are_chosen_by_name(copy: Path) -> None:
-    stages = [{"name": "all", "kind": "patch", "meaning": "are there"}]
-    with_a_second(copy, stages=stages, options={"colour": "red"})
+    with_a_second(copy, stages=OTHER_STAGES, options={"colour": "red"})
     first, second = open_bundle(copy), open_bundle(copy, "other")
     assert tuple(first.compressors) == ("recoverable", "other")
     assert (first.compressor, first.method) == ("recoverable", "recoverable")
     assert (second.compressor, second.method) == ("other", "new")
     assert second.options == {"colour": "red"}
-    assert [stage.name for stage in second.stages] == ["all"]
+    assert [stage.name for stage in second.stages] == ["all", "b", "c", "d"]
     assert second.graphs["compress"].file == "compress.other.onnx"
     assert second.graphs["vision"] == first.graphs["vision"]
     with pytest.raises(BundleError, match='no compressor "third"; it has: recoverable, other'):
@@ -314,17 +360,31 @@ def test_several_compressors_are_chosen_by_name(copy: Path) -> None:
     assert open_bundle(copy).compressor == "other"
     # Methods that this version does not have are run all the same.
     answer = load(copy, compress="other").ask(copy / "golden" / "scene.png", QUESTION)
-    assert answer.stage_counts.keys() == {"all"}
+    assert answer.stage_counts.keys() == {"all", "b", "c", "d"}
     other = load(copy, compress="recoverable").ask(copy / "golden" / "scene.png", QUESTION)
     assert other.stage_counts.keys() == {"visual", "text", "merged", "rest"}
     assert answer.token_ids == other.token_ids
 
 
+def test_a_stage_that_is_not_declared_is_refused(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokens would be in no count."""
+    change(
+        copy, lambda c: c["compress"]["graphs"]["recoverable"]["stages"].__delitem__(slice(1, 4))
+    )
+    assert main(["ask", str(copy / "golden/scene.png"), QUESTION, "--model", str(copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "token_stage holds 3; expected 0, as the compressor has 1 stage: visual" in line
+    assert main(["verify", str(copy)]) == 2
+    assert "token_stage holds 3" in capsys.readouterr().err
+
+
 def test_the_command_chooses_a_compressor(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with_a_second(copy, stages=[{"name": "all", "kind": "patch", "meaning": "are there"}])
+    with_a_second(copy, stages=OTHER_STAGES)
     asked = ["ask", str(copy / "golden" / "scene.png"), QUESTION, "--model", str(copy), "--json"]
     assert main([*asked, "--compress", "other"]) == 0
-    assert "all" in json.loads(capsys.readouterr().out)["visual_tokens"]
+    assert "all" in json.loads(capsys.readouterr().out)["visual_tokens"]["stages"]
     assert main([*asked, "--compress", "third"]) == 2
     assert "no compressor" in capsys.readouterr().err
     assert main(["info", str(copy)]) == 0
@@ -348,6 +408,14 @@ def test_several_compressors_may_read_different_features(copy: Path) -> None:
 def test_a_pad_colour_is_the_bundles(copy: Path) -> None:
     change(copy, lambda c: c["image"].update(aspect="pad", pad_colour=[1, 2, 3]))
     assert open_bundle(copy).image_processor.background == (1, 2, 3)
+
+
+def test_another_image_token_is_refused(copy: Path) -> None:
+    change(copy, lambda c: c["prompt"].update(image_token_id=5))
+    with pytest.raises(
+        BundleError, match=r"image_token_id is 5, but llm/tokenizer.json makes \[655"
+    ):
+        open_bundle(copy).language_tokenizer()
 
 
 def test_writing_sums_refuses_a_name_of_two_lines(copy: Path) -> None:

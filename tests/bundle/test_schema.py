@@ -158,13 +158,22 @@ def test_golden_cases_ask_their_schema(copy: Path) -> None:
     [
         (("image", "size"), 0, "at least 1"),
         (("image", "pad_colour", 1), 256, "at most 255"),
-        (("image", "std", 0), 0, "more than 0"),
-        (("image", "mean"), [0, 0], "a list of 3"),
+        (("image", "std", 0), 1e-7, "at least 1e-06"),
+        (("image", "mean", 0), 1e39, "at most 1000000"),
+        (("image", "mean", 0), 10**400, "at most 1000000"),
+        (("image", "rescale"), 10**400, "at most 1000"),
+        (("image", "crop"), 100_000, "at most 8192"),
+        (("question", "positions"), 10**12, "at most 65536"),
+        (("question", "end_id"), 10**30, "at most 9999999"),
+        (("prompt", "bos_token_id"), 10**30, "at most 9999999"),
+        (("decoder", "cache_width"), 10**12, "at most 8192"),
+        (("decoder", "num_layers"), 10**12, "at most 1024"),
+        (("image", "mean"), [0, 0], "has 2 entries; expected 3"),
         (("image", "mean", 0), float("inf"), "a finite number"),
         (("image", "size"), 224.0, "an integer"),
         (("image", "size"), True, "an integer"),
         (("image", "passes"), ["vertical", "horizontal"], r'\["horizontal", "vertical"\]'),
-        (("prompt", "eos_token_ids"), [], "a list of 1 or more"),
+        (("prompt", "eos_token_ids"), [], "has 0 entries; expected at least 1"),
         (("prompt", "template", "image"), "picture", "a text like <image>"),
         (("compress", "graphs"), {}, "not empty"),
         (("compress", "graphs", "recoverable", "stages", 0, "kind"), "other", '"patch" or'),
@@ -204,6 +213,16 @@ def nodes(node: Any) -> Iterator[Schema]:
     for key in ("items", "additionalProperties"):
         if key in node:
             yield from nodes(node[key])
+
+
+@pytest.mark.parametrize("schema", [RECOMP, GOLDEN])
+def test_every_number_has_a_least_and_a_most(schema: str) -> None:
+    """So that no reader has to think of memory, or of integers that a type cannot hold."""
+    for node in nodes(load_schema(schema)):
+        types = node.get("type", ())
+        if {"integer", "number"} & {*([types] if isinstance(types, str) else types)}:
+            assert "maximum" in node, node
+            assert "minimum" in node or "exclusiveMinimum" in node, node
 
 
 @pytest.mark.parametrize("schema", [RECOMP, GOLDEN])

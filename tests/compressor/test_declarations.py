@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from paddle_recomp.commands.main import main
 from paddle_recomp.compression.config import PRESETS, CompressionConfig
 from paddle_recomp.compression.method import INPUTS, Method, MethodInputs
 from paddle_recomp.compression.registry import METHODS
+from paddle_recomp.config import Options, option
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.towers.visual_encoder import VisualEncoder
 from paddle_recomp.types import Compressed
@@ -57,6 +58,22 @@ def test_a_declaration_that_contradicts_itself_is_refused() -> None:
         replace(VISUAL, inputs=("features", "colour"))
     with pytest.raises(ValueError, match="features"):
         replace(VISUAL, inputs=("keys",))
+    with pytest.raises(ValueError, match="two stages"):
+        replace(VISUAL, stages=VISUAL.stages * 2)
+
+    @dataclass(frozen=True)
+    class Silent(Options):
+        number: int = 1
+
+    with pytest.raises(ValueError, match=r"'number'.*config.option"):
+        replace(VISUAL, options=Silent)
+
+    @dataclass(frozen=True)
+    class Shadow(Options):
+        attention: int = option(1, "A tower has one of this name.")
+
+    with pytest.raises(ValueError, match=r"'attention'.*tower"):
+        replace(VISUAL, options=Shadow)
 
 
 def test_options_of_another_method_are_refused() -> None:
@@ -65,6 +82,15 @@ def test_options_of_another_method_are_refused() -> None:
     carried = PRESETS["faithful"].with_options(method="visual")
     assert carried.options.outliers == "all"
     assert carried.towers == PRESETS["faithful"].towers
+    # Both have an option `merge`, but not the same one.
+    assert PRESETS["faithful"].options.merge == "raw"
+    assert PRESETS["faithful"].with_options(method="prumerge").options.merge == "normalised"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_none_are_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"fence is {value}; expected a finite number"):
+        CompressionConfig("prumerge").with_text_options(fence=value)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -213,6 +213,8 @@ def test_bad_budgets_are_refused() -> None:
         {"ratio": float("nan")},
         {"ratio": "half"},
         {"ratio": True},
+        {"full": "no"},
+        {"full": None},
     )
     for bad in options:
         with pytest.raises(ConfigError):

@@ -5,37 +5,50 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from PIL import Image
 
-from export import steps
-from export.build import export_bundle
-from export.convert import Job
-from export.writing import write_model
 from paddle_recomp.bundle import MANIFEST, Bundle, write_checksums
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.vlm.demo import demo_folder
 from paddle_recomp.vlm.loading import find_checkpoint
 
+from .exports import Exports, graphs_of
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "hf_llava_tiny"
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """With the fused graph, which only some tests look at: one export does for all."""
-    return export_bundle("demo", tmp_path_factory.mktemp("demo") / "bundle", fused=True)
+def exports(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Exports]:
+    """What the tests export, made once for all workers of pytest-xdist, and whole in the end."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # A worker; its folder lies in that of the run.
+        folder = folder.parent
+    folder /= "exports"
+    folder.mkdir(exist_ok=True)
+    exports = Exports(folder)
+    yield exports
+    exports.verify()
 
 
 @pytest.fixture(scope="session")
-def paddle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo's, with the files of Paddle Inference in it."""
-    folder = tmp_path_factory.mktemp("paddle") / "bundle"
-    return export_bundle("demo", folder, paddle=True, fused=True)
+def paddle_bundle(exports: Exports) -> Bundle:
+    """The demo's, with all that an export converts: with the files of Paddle Inference and with the
+    fused graph, which only some tests look at."""
+    return exports.bundle("paddle", paddle=True, fused=True)
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(exports: Exports, paddle_bundle: Bundle) -> Bundle:
+    """The same without the files of Paddle Inference. That its graphs are those of an export
+    without them shows test_export.py."""
+    with graphs_of(paddle_bundle):
+        return exports.bundle("demo", fused=True)
 
 
 @pytest.fixture(scope="session")
@@ -56,35 +69,15 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def golden_bundle(
-    golden_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
-    folder = tmp_path_factory.mktemp("golden_bundle") / "bundle"
-    return export_bundle(
-        golden_checkpoint.model_dir, folder, golden_checkpoint.clip_dir, paddle=True, fused=True
-    )
+def golden_bundle(exports: Exports, golden_checkpoint: Checkpoint) -> Bundle:
+    folders = golden_checkpoint.model_dir, golden_checkpoint.clip_dir
+    return exports.bundle("golden", *folders, paddle=True, fused=True)
 
 
 @pytest.fixture
 def copy(demo_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy of the demo's bundle to damage."""
     return Path(shutil.copytree(demo_bundle.folder, tmp_path / "copy"))
-
-
-@contextmanager
-def graphs_of(bundle: Bundle) -> Iterator[None]:
-    """Lets an export take the float graphs of a bundle, which saves the conversions."""
-
-    def take(job: Job) -> None:
-        model = onnx.load(bundle.folder / f"{job.graph}.onnx")
-        del model.metadata_props[:]
-        onnx.helper.set_model_props(model, dict(sorted(job.metadata.items())))
-        assert job.output is not None
-        write_model(model, Path(job.output))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "convert", take)
-        yield
 
 
 def edit(folder: Path, *, renewed: bool = True, **fields: object) -> None:

@@ -20,9 +20,11 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import BundleError, ConfigError
 from paddle_recomp.vlm.demo import demo_bundle_folder, demo_folder, demo_pictures
 from paddle_recomp.vlm.loading import find, find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.vlm import VLM
 from tests.hiding import recomp_without
 
-from .conftest import edit, graphs_of
+from .conftest import edit
+from .exports import graphs_of
 
 QUESTION = "what digit is red?"
 
@@ -83,35 +85,37 @@ def test_the_language_model_has_to_be_the_right_one(demo_bundle: Bundle, copy: P
         load("demo-checkpoint", llm=demo_bundle.folder)
 
 
-def test_a_bundle_answers_as_its_checkpoint_does(demo_bundle: Bundle, picture: Path) -> None:
-    bundle, eager = load(demo_bundle.folder), load("demo-checkpoint")
+def test_a_bundle_answers_as_its_checkpoint_does(
+    demo_bundle: Bundle, vlm: VLM, picture: Path
+) -> None:
+    bundle = load(demo_bundle.folder)
     for budget in (TokenBudget(), TokenBudget(tokens=24), TokenBudget(full=True)):
         for question in (QUESTION, "where is the circle?"):
             found = bundle.ask(
                 picture, question, budget, generation=GenerationConfig(max_new_tokens=4)
             )
-            expected = eager.ask(
+            expected = vlm.ask(
                 picture, question, budget, generation=GenerationConfig(max_new_tokens=4)
             )
             assert found.token_ids == expected.token_ids
             assert found.stage_counts == expected.stage_counts
 
 
-def test_the_demos_questions_get_the_same_answers(demo_bundle: Bundle) -> None:
-    bundle, eager = load(demo_bundle.folder), load("demo-checkpoint")
+def test_the_demos_questions_get_the_same_answers(demo_bundle: Bundle, vlm: VLM) -> None:
+    bundle = load(demo_bundle.folder)
     asked = [question for questions in demo_pictures().values() for question in questions]
     questions = [item.question for item in asked]
     for budget in (TokenBudget(), TokenBudget(tokens=32)):
         answers = []
-        for vlm in (bundle, eager):
-            seen = {path: vlm.see(path) for path in demo_pictures()}
-            answers.append(vlm.ask_batch([seen[item.picture] for item in asked], questions, budget))
+        for one in (bundle, vlm):
+            seen = {path: one.see(path) for path in demo_pictures()}
+            answers.append(one.ask_batch([seen[item.picture] for item in asked], questions, budget))
         found, expected = ([answer.text for answer in some] for some in answers)
         assert found == expected
 
 
 def test_the_light_install_runs_a_bundle(
-    demo_bundle: Bundle, copy: Path, picture: Path, tmp_path: Path
+    demo_bundle: Bundle, copy: Path, vlm: VLM, picture: Path, tmp_path: Path
 ) -> None:
     """paddle is hidden from the process."""
     hidden = ("paddle", "paddlenlp", "onnx")
@@ -127,7 +131,7 @@ def test_the_light_install_runs_a_bundle(
     assert recomp("info", str(demo_bundle.folder)).returncode == 0
     asked = recomp("ask", str(picture), QUESTION, *model, "--json")
     assert asked.returncode == 0, asked.stderr
-    assert json.loads(asked.stdout)["answer"] == load("demo-checkpoint").ask(picture, QUESTION).text
+    assert json.loads(asked.stdout)["answer"] == vlm.ask(picture, QUESTION).text
     bench = ("bench", str(demo_bundle.folder), "--repeats", "1", "--new-tokens", "2", "--json")
     measured = recomp(*bench)
     assert measured.returncode == 0, measured.stderr

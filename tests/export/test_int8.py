@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +27,21 @@ from paddle_recomp.config import TokenBudget
 from paddle_recomp.vlm.demo import demo_bundle_folder, demo_pictures
 from paddle_recomp.vlm.loading import load_front_end
 
-from .conftest import graphs_of
+from .exports import Exports, graphs_of
 from .test_export import content
 
 GUARDED = {"features", "keys", "patch_embeds", "text_embeds"}
 
 
 @pytest.fixture(scope="module")
-def bundles(demo_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    folder, made = tmp_path_factory.mktemp("int8"), {}
+def bundles(demo_bundle: Bundle, exports: Exports) -> dict[str, Bundle]:
     with graphs_of(demo_bundle):
-        for kind in ("dynamic", "static"):
-            wanted = Quantisation(kind=kind)
-            made[kind] = export_bundle(
-                "demo", folder / kind, precision="int8", quantisation=wanted, fused=True
+        return {
+            kind: exports.bundle(
+                kind, precision="int8", quantisation=Quantisation(kind=kind), fused=True
             )
-    return made
+            for kind in ("dynamic", "static")
+        }
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -222,12 +224,23 @@ def test_scales_that_do_not_fit_are_refused(
 
 
 def test_dynamic_int8_is_the_default_and_repeatable(
-    bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundles: dict[str, Bundle],
+    demo_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """This one converts by itself."""
     report, out = tmp_path / "report.json", tmp_path / "again"
-    assert main(["--precision", "int8", "--fused", "--out", str(out), "--report", str(report)]) == 0
+    arguments = ["--precision", "int8", "--fused", "--out", str(out), "--report", str(report)]
+    with graphs_of(demo_bundle) as converted:
+        assert main(arguments) == 0
     assert content(out) == content(bundles["dynamic"].folder)
+    # What is converted for it is what is converted in fp32, which test_export.py repeats.
+    with graphs_of(demo_bundle) as in_float:
+        export_bundle("demo", tmp_path / "float", fused=True)
+    assert len(converted) == 3
+    assert [replace(job, metadata={}, output=None) for job in converted] == [
+        replace(job, metadata={}, output=None) for job in in_float
+    ]
     shown = capsys.readouterr().out
     assert "layers.4.mlp.fc2" in shown
     rows = json.loads(report.read_text())["layers"]
@@ -247,37 +260,65 @@ def test_verification_passes(
     assert "FAILED" not in out
 
 
-@pytest.mark.parametrize(
-    ("graph", "weight", "name", "measure"),
-    [
-        ("vision", "layers.1.mlp.fc1.weight.int8", "features", "cosine"),
-        ("vision", "layers.2.mlp.fc2.weight.scale", "features", "cosine"),
-        ("text", "layers.0.self_attn.v_proj.weight.int8", "text_embeds", "cosine"),
-        ("compress", "projector.linear_1.weight", "visual_embeds", "difference"),
-        ("encoder", "projector.linear_2.weight", "visual_embeds", "cosine"),
-        ("encoder", "text_projection.weight.int8", "token_index", "overlap"),
-    ],
-)
-def test_a_corrupted_weight_fails(
-    graph: str,
-    weight: str,
-    name: str,
-    measure: str,
-    bundles: dict[str, Bundle],
-    tmp_path: Path,
-) -> None:
-    """The sign of half of its columns; checksums are made to fit."""
-    folder = Path(shutil.copytree(bundles["dynamic"].folder, tmp_path / "copy"))
-    path = folder / f"{graph}.onnx"
+CORRUPTED = [
+    (1, "vision", "layers.1.mlp.fc1.weight.int8", "features", "cosine"),
+    (2, "vision", "layers.2.mlp.fc2.weight.scale", "features", "cosine"),
+    (1, "text", "layers.0.self_attn.v_proj.weight.int8", "text_embeds", "cosine"),
+    (1, "compress", "projector.linear_1.weight", "visual_embeds", "difference"),
+    (1, "encoder", "projector.linear_2.weight", "visual_embeds", "cosine"),
+    (2, "encoder", "text_projection.weight.int8", "token_index", "overlap"),
+]
+"""Each in a copy of this number. One copy may have a weight of every graph corrupted, since each
+graph is compared by itself, on the checkpoint's inputs."""
+
+Broken = set[tuple[str, str, str]]
+"""The stage, the array and the measure of comparisons."""
+
+
+@pytest.fixture(scope="module")
+def corrupted(
+    bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Broken]:
+    """Verifies the copy of a number, once, and gives what failed."""
+
+    @cache
+    def verified(number: int) -> Broken:
+        folder = tmp_path_factory.mktemp("corrupted") / "copy"
+        shutil.copytree(bundles["dynamic"].folder, folder)
+        for place, graph, weight, *_ in CORRUPTED:
+            if place == number:
+                corrupt(folder / f"{graph}.onnx", weight)
+        write_checksums(folder)
+        return {(r.stage, r.name, r.measure) for r in verify_bundle(folder, "demo") if not r.passed}
+
+    return verified
+
+
+def corrupt(path: Path, weight: str) -> None:
+    """Changes the sign of half of the columns."""
     model = onnx.load(path)
     (tensor,) = (item for item in model.graph.initializer if item.name.endswith(weight))
     values = numpy_helper.to_array(tensor).copy()
     values[..., ::2] *= -1
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     path.write_bytes(model.SerializeToString(deterministic=True))
-    write_checksums(folder)
-    broken = {(r.stage, r.name, r.measure) for r in verify_bundle(folder, "demo") if not r.passed}
+
+
+@pytest.mark.parametrize(
+    ("number", "graph", "name", "measure"),
+    [(number, graph, *broken) for number, graph, _, *broken in CORRUPTED],
+)
+def test_a_corrupted_weight_fails(
+    number: int,
+    graph: str,
+    name: str,
+    measure: str,
+    corrupted: Callable[[int], Broken],
+) -> None:
+    broken = corrupted(number)
     assert (graph, name, measure) in broken
+    # What is whole passes.
+    assert {stage for stage, _, _ in broken} == {one[1] for one in CORRUPTED if one[0] == number}
 
 
 def test_a_target_that_cannot_be_met_leaves_the_old_bundle(

@@ -26,6 +26,8 @@ from paddle_recomp.vlm.loading import config_of
 from tests.compressor.conftest import random_vision
 from tests.compressor.everything import EVERYTHING
 
+from .exports import Exports
+
 ROOT = Path(__file__).parents[2]
 CASES: dict[str, CompressionConfig] = {
     **PRESETS,
@@ -58,12 +60,14 @@ for name, config in {**CASES, EVERYTHING.name: CompressionConfig(EVERYTHING.name
 
 
 @pytest.fixture(scope="module")
-def graphs(golden_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graphs")
-    folders = [golden_checkpoint.model_dir, golden_checkpoint.clip_dir, folder]
-    command = [sys.executable, "-c", CONVERT, *map(str, folders)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    return folder
+def graphs(golden_checkpoint: Checkpoint, exports: Exports) -> Path:
+    def convert(folder: Path) -> None:
+        folder.mkdir()
+        folders = [golden_checkpoint.model_dir, golden_checkpoint.clip_dir, folder]
+        command = [sys.executable, "-c", CONVERT, *map(str, folders)]
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+
+    return exports.once("methods", convert)
 
 
 def run_both(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def samples_for(wanted: Quantisation) -> Samples:
 def test_the_costliest_layers_stay_in_float_until_the_target_is_met(
     kind: str, copy: Path, samples: Samples
 ) -> None:
+    few = {graph: feeds[:3] for graph, feeds in samples.feeds.items()}
+    samples = replace(samples, feeds=few)
     plain = quantise_towers(copy_of(copy, "plain"), Quantisation(kind=kind), samples)
     assert plain.in_float == {"vision": [], "text": []}
     assert not plain.ranking

@@ -1,4 +1,4 @@
-"""The embedded demo model, loaded once."""
+"""A picture to ask about."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from paddle_recomp.vlm.loading import load
-from paddle_recomp.vlm.vlm import VLM
-
-
-@pytest.fixture(scope="session")
-def vlm() -> VLM:
-    return load("demo-checkpoint")
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ class ChatSession:
                 self._say_costs(answer)
         elif command.name == "/help":
             for name, (usage, what) in COMMANDS.items():
-                self._say(f"{name} {usage}".ljust(40) + what)
+                self._say(f"{name} {usage}".ljust(56) + what)
             self._say("Anything else is a question. Ctrl-C cuts an answer.")
         return command.name != "/quit"
 
