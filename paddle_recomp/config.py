@@ -76,14 +76,15 @@ class TowerOptions(Options):
         "question", "CLIP reads the question, or line 0 of the decoded prompt (public code)."
     )
     text_pooling: Literal["end_of_text", "last_position"] = option(
-        "end_of_text", "The text is pooled as CLIP does, or at the last padded position (public code)."
+        "end_of_text",
+        "The text is pooled as CLIP does, or at the last padded position (public code).",
     )
     patch_layernorm: bool = option(
         True, "Apply CLIP's post_layernorm to the patches before visual_projection."
     )
     attention: Literal["concat", "heads"] = option(
         "concat",
-        "The visual score comes from the concatenated heads, or is the mean of the heads' attention.",
+        "The visual score comes from the concatenated heads, or is the mean over the heads.",
     )
     score_layer: int = option(
         -1,

@@ -27,7 +27,9 @@ class RecoverableOptions(FilterOptions):
         "computed in float64 and cut to an integer (public code), which loses one token at some "
         "sizes, since 49 * (1 / 49) < 1.",
     )
-    text_sign: Literal[1, -1] = option(1, "The text score has this sign; published work disagrees on it.")
+    text_sign: Literal[1, -1] = option(
+        1, "The text score has this sign; published work disagrees on it."
+    )
     text_scope: Literal["remainder", "all"] = option(
         "remainder",
         "Filter the text score over the patches that are left, or over all of them with the kept "
