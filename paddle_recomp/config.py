@@ -73,17 +73,18 @@ class TowerOptions(Options):
     """Options of the two towers, for every compression method."""
 
     question_source: Literal["question", "prompt_first_line"] = option(
-        "question", "What CLIP reads: the question, or line 0 of the decoded prompt (public code)."
+        "question", "CLIP reads the question, or line 0 of the decoded prompt (public code)."
     )
     text_pooling: Literal["end_of_text", "last_position"] = option(
-        "end_of_text", "CLIP's own pooling, or the last padded position (public code)."
+        "end_of_text",
+        "The text is pooled as CLIP does, or at the last padded position (public code).",
     )
     patch_layernorm: bool = option(
         True, "Apply CLIP's post_layernorm to the patches before visual_projection."
     )
     attention: Literal["concat", "heads"] = option(
         "concat",
-        "Visual score from the concatenated heads, or the tower's attention, mean over heads.",
+        "The visual score comes from the concatenated heads, or is the mean over the heads.",
     )
     score_layer: int = option(
         -1,

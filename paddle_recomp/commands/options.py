@@ -45,8 +45,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="A checkpoint or bundle folder; `demo`: the embedded bundle; `demo-checkpoint`: what "
-        "it was exported from, in Paddle.",
+        help="A checkpoint or bundle folder; `demo`: the embedded bundle; `demo-checkpoint`: its "
+        "checkpoint, in Paddle.",
     ),
 ]
 ClipOption = Annotated[

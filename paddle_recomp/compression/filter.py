@@ -20,7 +20,7 @@ class FilterOptions(Options):
         "Which outliers of the local outlier factor the dynamic scale filter counts.",
     )
     neighbours: int = option(
-        20, "Neighbours of the outlier factor over visual and text scores.", least=1
+        20, "The outlier factor of visual and text scores looks at this many neighbours.", least=1
     )
     outlier_threshold: float = option(
         1.5, "A local outlier factor above this is an outlier (scikit-learn's `auto`)."

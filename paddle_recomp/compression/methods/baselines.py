@@ -19,7 +19,7 @@ from paddle_recomp.types import Compressed, StageInfo, Tensor
 class RandomOptions(FilterOptions):
     """The filter's options and a seed."""
 
-    seed: int = option(0, "Seed of the choice.")
+    seed: int = option(0, "The same seed draws the same patches.")
 
 
 def visual(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> Compressed:

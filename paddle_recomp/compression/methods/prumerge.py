@@ -22,12 +22,12 @@ class PruMergeOptions(Options):
     fence: float = option(
         1.5, "A score above the third quartile by this many interquartile ranges is an outlier."
     )
-    members: int = option(32, "Patches that each centre absorbs at most.", least=1)
+    members: int = option(32, "Each centre absorbs at most this many patches.", least=1)
     absorbs: Literal["pruned", "all"] = option(
         "pruned", "A centre absorbs patches that are no centres, or any patch but itself."
     )
     merge: Literal["normalised", "raw"] = option(
-        "normalised", "Whether the weights of a merged token sum to one."
+        "normalised", "With `normalised` the weights of a merged token sum to one."
     )
 
 

@@ -27,7 +27,9 @@ class RecoverableOptions(FilterOptions):
         "computed in float64 and cut to an integer (public code), which loses one token at some "
         "sizes, since 49 * (1 / 49) < 1.",
     )
-    text_sign: Literal[1, -1] = option(1, "Sign of the text score; published work disagrees on it.")
+    text_sign: Literal[1, -1] = option(
+        1, "The text score has this sign; published work disagrees on it."
+    )
     text_scope: Literal["remainder", "all"] = option(
         "remainder",
         "Filter the text score over the patches that are left, or over all of them with the kept "
@@ -41,17 +43,17 @@ class RecoverableOptions(FilterOptions):
         "`misaligned`: position j of the remainder takes key j of all patches (public code).",
     )
     merge: Literal["normalised", "raw"] = option(
-        "normalised", "Whether the weights of a merged token sum to one."
+        "normalised", "With `normalised` the weights of a merged token sum to one."
     )
     rest: Literal["always", "with_centres"] = option(
-        "always", "When the token that sums up everything else is kept."
+        "always", "The token that sums up everything else is kept always, or only beside centres."
     )
     text_weight: float = option(
-        50.0, "Weight of the text score beside the key similarity when members are chosen."
+        50.0, "The text score has this weight beside the key similarity when members are chosen."
     )
-    members: int = option(32, "Tokens that each centre absorbs at most.", least=1)
+    members: int = option(32, "Each centre absorbs at most this many tokens.", least=1)
     centre_neighbours: int = option(
-        10, "Neighbours of the outlier factor that counts the centres.", least=1
+        10, "The outlier factor that counts the centres looks at this many neighbours.", least=1
     )
 
 
