@@ -23,6 +23,10 @@ KNOWN_INPUTS = {
     *("pixel_values", "question_ids", "features", "keys", "visual_score", "patch_embeds"),
     *("layer_score", "text_embeds", "word_embeds", "word_mask", "token_bounds"),
 }
+KNOWN_OUTPUTS = {
+    *("features", "keys", "visual_score", "patch_embeds", "layer_score", "text_embeds"),
+    *("visual_embeds", "token_count", "token_index", "token_stage", "token_owner", "token_centre"),
+}
 PLACE = "<image>"
 
 
@@ -40,8 +44,12 @@ class Reader:
             **self.recomp["graphs"],
             **{f"compress {name}": g for name, g in self.recomp["compress"]["graphs"].items()},
         }
+        default = self.recomp["compress"]["default"]
+        optional = {f"compress {name}" for name in self.recomp["compress"]["graphs"]}
+        optional -= {f"compress {default}"}
         for name, graph in self.graphs.items():
-            if unknown := {entry["name"] for entry in graph["inputs"]} - KNOWN_INPUTS:
+            unknown = {entry["name"] for entry in graph["inputs"]} - KNOWN_INPUTS
+            if unknown and name not in optional:
                 raise ValueError(f"{name} reads {unknown}, which this reader does not know")
         question, prompt = self.recomp["question"], self.recomp["prompt"]
         self.clip = Tokenizer.from_str(self.read(question["tokenizer"]).decode())
@@ -63,7 +71,7 @@ class Reader:
         if name not in self.sessions:
             self.sessions[name] = self.session(graph)
         inputs = {entry["name"]: arrays[entry["name"]] for entry in graph["inputs"]}
-        names = [entry["name"] for entry in graph["outputs"]]
+        names = [entry["name"] for entry in graph["outputs"] if entry["name"] in KNOWN_OUTPUTS]
         return dict(zip(names, self.sessions[name].run(names, inputs), strict=True))
 
     def session(self, graph: dict[str, Any]) -> Any:

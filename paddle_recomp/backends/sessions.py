@@ -80,7 +80,8 @@ def open_session(
     Raises: BundleError for a graph that cannot be loaded; DeviceError when a provider does not
     start."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    # Errors are raised as well; the log would print them a second time, on lines of its own.
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
     # Each session has threads of its own. After a run they would go on spinning on the cores that
     # the next session needs: the compressor took twice as long right after the vision tower.

@@ -150,13 +150,7 @@ def _compressors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Compresso
         if name == default:
             unknown = None
         found[name] = CompressorInfo(
-            graph=_graph(
-                path,
-                f"compress.graphs.{one_line(name)}",
-                "compress",
-                graphs[name],
-                unknown is not None,
-            ),
+            graph=_graph(path, place, "compress", graphs[name], lenient=unknown is not None),
             method=graphs[name]["method"],
             options=graphs[name]["options"],
             stages=_stages(path, name, graphs[name]["stages"]),
