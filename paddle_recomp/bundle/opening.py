@@ -212,7 +212,8 @@ def _prompt(path: Path, manifest: Mapping[str, Any]) -> PromptInfo:
     if "decoder" in manifest:
         size = manifest["decoder"]["vocab_size"]
         # image_token_id is never looked up, so a vocabulary may end in front of it.
-        for field in ("bos_token_id", "eos_token_ids", "pad_token_id"):
+        # A padding id is never looked up, and some vocabularies end in front of it.
+        for field in ("bos_token_id", "eos_token_ids"):
             ids = about[field] if isinstance(about[field], list) else [about[field]]
             for number in ids:
                 if number is not None and number >= size:
