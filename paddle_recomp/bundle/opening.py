@@ -149,6 +149,7 @@ def _compressors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Compresso
         unknown = next((one for one in inputs if one not in KNOWN_INPUTS["compress"]), None)
         if name == default:
             unknown = None
+        place = f"compress.graphs.{one_line(name)}"
         found[name] = CompressorInfo(
             graph=_graph(path, place, "compress", graphs[name], lenient=unknown is not None),
             method=graphs[name]["method"],
