@@ -76,7 +76,7 @@ def test_the_configuration_of_a_bundle_is_fixed(demo_bundle: Bundle) -> None:
 
 def test_the_language_model_has_to_be_the_right_one(demo_bundle: Bundle, copy: Path) -> None:
     edit(copy, decoder=None, language_model={"name": "llava", "projector_sha256": "0" * 64})
-    with pytest.raises(ConfigError, match=r"'llava'.*--llm"):
+    with pytest.raises(ConfigError, match=r'"llava".*--llm'):
         load(copy)
     edit(copy, language_model={"name": "demo", "projector_sha256": "0" * 64})
     with pytest.raises(BundleError, match="another checkpoint"):

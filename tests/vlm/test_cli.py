@@ -146,7 +146,8 @@ def test_ask_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     tokens = result["visual_tokens"]
     assert tokens["of"] == 256
-    assert tokens["kept"] == sum(tokens[s] for s in ("visual", "text", "merged", "rest")) <= 30
+    assert list(tokens["stages"]) == ["visual", "text", "merged", "rest"]
+    assert tokens["kept"] == sum(tokens["stages"].values()) <= 30
     assert result["timing_ms"]["first_token"] > 0
     assert result["answer"]
 
