@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class Reader:
                 raise ValueError(f"{name} reads {unknown}, which this reader does not know")
         question, prompt = self.recomp["question"], self.recomp["prompt"]
         self.clip = Tokenizer.from_str(self.read(question["tokenizer"]).decode())
+        self.clip.encode_special_tokens = True
         self.words_tokenizer = Tokenizer.from_str(self.read(prompt["tokenizer"]).decode())
+        self.control = self.control_tokens()
         self.sessions: dict[str, Any] = {}
 
     def read(self, name: str) -> bytes:
@@ -113,28 +116,102 @@ class Reader:
         about = self.recomp["question"]
         text = question.strip().replace(PLACE, " ")
         if about["source"] == "prompt_first_line":
-            text = self.prompt(question).split("\n")[0].replace(PLACE, "")
+            parts = self.prompt([(question, None, 1)])
+            text = "".join(text for text, _ in parts).split("\n")[0].replace(PLACE, "")
         words = self.clip.encode(text.strip(), add_special_tokens=False).ids
         length = about["positions"]
         ids = [about["start_id"], *words[: length - 2]]
         return np.array([ids + [about["end_id"]] * (length - len(ids))])
 
-    def prompt(self, question: str) -> str:
-        """The prompt of a first question about one picture."""
-        pieces, question = self.recomp["prompt"]["template"], question.strip()
-        pictures = "" if PLACE in question else pieces["image"]
-        before, after = pieces["before_question"], pieces["after_question"]
-        return f"{pieces['begin']}{before}{pictures}{question}{after}"
+    def prompt(self, turns: list[tuple[str, str | None, int]]) -> list[tuple[str, bool]]:
+        """The prompt of a conversation, from each question with its answer and how many pictures
+        it has: texts, and whether they were said."""
+        pieces = self.recomp["prompt"]["template"]
+        parts = [(pieces["begin"], False)]
+        for asked, answer, pictures in turns:
+            question = asked.strip()
+            parts.append((pieces["before_question"], False))
+            if pictures and question.count(PLACE) == pictures:
+                for number, text in enumerate(question.split(PLACE)):
+                    parts += [(PLACE, False)] * (number > 0) + [(text, True)]
+            else:
+                parts += [(pieces["image"] * pictures, False), (question, True)]
+            parts.append((pieces["after_question"], False))
+            if answer is not None:
+                parts += [(pieces["before_answer"], False), (answer, True)]
+                parts.append((pieces["after_answer"], False))
+        return parts
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, parts: list[tuple[str, bool]]) -> list[int]:
         """The ids, −200 for a picture."""
         about, picture = self.recomp["prompt"], -200
-        ids = [] if about["bos_token_id"] is None else [about["bos_token_id"]]
-        has_token = about["image_token_id"] is not None
-        for number, piece in enumerate([prompt] if has_token else prompt.split(PLACE)):
-            ids += [picture] * (number > 0)
-            ids += self.words_tokenizer.encode(piece, add_special_tokens=False).ids
-        return [picture if number == about["image_token_id"] else number for number in ids]
+        stretches = [list[tuple[str, bool]]()]
+        for text, said in parts:
+            whole = said or about["image_token_id"] is not None
+            first, *others = [text] if whole else text.split(PLACE)
+            stretches[-1].append((first, said))
+            stretches += [[(other, False)] for other in others]
+        ids = self.encoded(stretches[0])
+        for stretch in stretches[1:]:
+            ids += [picture, *self.encoded(stretch)]
+        ids = [picture if number == about["image_token_id"] else number for number in ids]
+        bos = about["bos_token_id"]
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def control_tokens(self) -> dict[int, Any]:
+        """Those of the language model's tokenizer, by their ids."""
+        about = self.recomp["prompt"]
+        pieces = [PLACE, *about["template"].values()]
+        return {
+            number: token
+            for number, token in self.words_tokenizer.get_added_tokens_decoder().items()
+            if token.special
+            or number in about["silent_ids"]
+            or any(token.content in piece for piece in pieces)
+        }
+
+    def encoded(self, parts: list[tuple[str, bool]]) -> list[int]:
+        """The ids of a text."""
+        text = "".join(text for text, _ in parts)
+        said = [is_said for text, is_said in parts for _ in text]
+        whole = self.words_tokenizer.encode(text, add_special_tokens=False)
+        for number, (begin, end) in zip(whole.ids, whole.offsets, strict=True):
+            token = self.control.get(number)
+            if token and token.content in text[begin:end] and any(said[begin:end]):
+                break
+        else:
+            return list(whole.ids)
+        ids, at = list[int](), 0
+        names = sorted((token.content for token in self.control.values()), key=len, reverse=True)
+        for match in re.finditer("|".join(map(re.escape, names)), text):
+            begin, end = match.span()
+            if any(said[begin:end]):
+                continue
+            number = self.words_tokenizer.token_to_id(match.group())
+            if self.control[number].lstrip:
+                begin = max(at, len(text[:begin].rstrip()))
+            if self.control[number].rstrip:
+                end = len(text) - len(text[end:].lstrip())
+            ids += self.letters(text[at:begin], at > 0)
+            ids.append(number)
+            at = end
+        return ids + self.letters(text[at:], at > 0)
+
+    def letters(self, text: str, behind: bool) -> list[int]:
+        """The ids of a text without control tokens, maybe behind one."""
+        about = json.loads(self.words_tokenizer.to_str())
+        model, gone = about["model"], {token.content for token in self.control.values()}
+        added = [token for token in about["added_tokens"] if token["content"] not in gone]
+        merges = [pair for pair in model["merges"] if not gone & {*pair, "".join(pair)}]
+        unknown = model["unk_token"]
+        kept = {t: n for t, n in model["vocab"].items() if t not in gone or t == unknown}
+        kept |= {token["content"]: token["id"] for token in added}
+        about |= {"added_tokens": added, "model": {**model, "vocab": kept, "merges": merges}}
+        as_text = json.dumps(about)
+        if behind:
+            as_text = as_text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+        tokenizer = Tokenizer.from_str(as_text)
+        return list(tokenizer.encode(text, add_special_tokens=False).ids) if text else []
 
     def text(self, ids: list[int]) -> str:
         """The text of an answer."""
@@ -153,7 +230,7 @@ class Reader:
     def words(self, question: str) -> dict[str, Any]:
         """The words of a question, for a compressor that reads them."""
         text = question.strip().replace(PLACE, " ").strip()
-        ids = self.words_tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.encoded([(text, True)])
         table = np.load(self.folder / self.recomp["decoder"]["embed_tokens"], mmap_mode="r")
         return {
             "word_embeds": table[ids].astype(np.float32)[None],
@@ -248,7 +325,9 @@ def replay(folder: Path) -> tuple[list[str], int, int]:
         reader.read(case["picture"])
         own["pixel_values"] = reader.pixel_values(folder / case["picture"])
         own["question_ids"] = reader.question_ids(case["question"])
-        own["prompt_ids"] = np.array(reader.prompt_ids(reader.prompt(case["question"])))
+        own["prompt_ids"] = np.array(
+            reader.prompt_ids(reader.prompt([(case["question"], None, 1)]))
+        )
         names = ["pixel_values", "question_ids", "prompt_ids"]
         wrong += filter(None, (compare(n, recorded[n], own[n], limits) for n in names))
         compressor = f"compress {case['compress']}"

@@ -247,6 +247,7 @@ class Bundle:
             about.pad_token_id,
             about.image_token_id,
             about.silent_ids,
+            about.template,
         )
 
     def verified(self, name: str) -> Path:

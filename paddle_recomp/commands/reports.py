@@ -103,7 +103,9 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
         "method": one_line(bundle.method),
         "compressors": listed(bundle.compressors),
         "patches": bundle.num_patches,
-        "prompt": json.dumps(render(bundle.template, [Turn("…", images=1)]), ensure_ascii=False),
+        "prompt": json.dumps(
+            render(bundle.template, [Turn("…", images=1)]).text, ensure_ascii=False
+        ),
         "language_model": one_line(bundle.language_model.name),
         "decoder": "none" if bundle.decoder is None else bundle.decoder.precision,
     }

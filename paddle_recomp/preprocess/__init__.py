@@ -4,6 +4,8 @@ from paddle_recomp.preprocess.chat_template import (
     IMAGE_PLACEHOLDER,
     TEMPLATES,
     ChatTemplate,
+    Part,
+    Prompt,
     Turn,
     check_question,
     clip_text,
@@ -14,8 +16,8 @@ from paddle_recomp.preprocess.chat_template import (
 )
 from paddle_recomp.preprocess.image_processor import Box, ImageProcessor, crop_box
 from paddle_recomp.preprocess.images import ImageSource, load_image
+from paddle_recomp.preprocess.prompt_ids import IMAGE_TOKEN
 from paddle_recomp.preprocess.tokenizers import (
-    IMAGE_TOKEN,
     ClipTokenizer,
     LanguageTokenizer,
     StreamDecoder,
@@ -32,6 +34,8 @@ __all__ = [
     "ImageProcessor",
     "ImageSource",
     "LanguageTokenizer",
+    "Part",
+    "Prompt",
     "StreamDecoder",
     "Turn",
     "check_question",

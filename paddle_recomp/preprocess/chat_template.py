@@ -4,7 +4,7 @@ expects."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from paddle_recomp.errors import QuestionError
@@ -21,8 +21,8 @@ VICUNA_SYSTEM = (
 @dataclass(frozen=True)
 class ChatTemplate:
     """The pieces of text around questions and answers. A conversation is `begin`, then for each
-    turn `before_question`, its pictures, the question and `after_question`; and where the turn has
-    an answer, `before_answer`, the answer and `after_answer`."""
+    turn `before_question`, its pictures, `before_words`, the question and `after_question`; and
+    where the turn has an answer, `before_answer`, the answer and `after_answer`."""
 
     begin: str
     before_question: str
@@ -31,6 +31,13 @@ class ChatTemplate:
     after_answer: str
     image: str = f"{IMAGE_PLACEHOLDER}\n"
     """Stands in front of a question once for each picture that has no place of its own in it."""
+    before_words: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of its pieces."""
+        values = (getattr(self, item.name) for item in fields(self))
+        return tuple(value for value in values if isinstance(value, str))
 
 
 TEMPLATES: Mapping[str, ChatTemplate] = {
@@ -53,17 +60,77 @@ TEMPLATES: Mapping[str, ChatTemplate] = {
 }
 
 
+PartKind = Literal["template", "said", "picture"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a prompt. In the `template`'s text a token such as `</s>` is control. In what
+    was `said`, by a user or by a model, it is nothing but its letters. A `picture` is the place of
+    its visual tokens."""
+
+    text: str
+    kind: PartKind
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a language model reads, with the origin of each stretch."""
+
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def of_template(cls, text: str) -> Prompt:
+        """A template's text, with a place for a picture at each `<image>`."""
+        place = Part(IMAGE_PLACEHOLDER, "picture")
+        words = [Part(piece, "template") for piece in text.split(IMAGE_PLACEHOLDER)]
+        return cls(tuple(part for word in words for part in (place, word))[1:])
+
+    @classmethod
+    def said(cls, text: str) -> Prompt:
+        """The words of a user or of a model."""
+        return cls((Part(text, "said"),))
+
+    @property
+    def text(self) -> str:
+        """All of it as one string, with `<image>` for each picture."""
+        return "".join(part.text for part in self.parts)
+
+    def __add__(self, other: Prompt) -> Prompt:
+        return Prompt((*self.parts, *other.parts))
+
+    def pieces(self) -> list[Prompt]:
+        """The stretches between the pictures, one more than there are pictures."""
+        found: list[tuple[Part, ...]] = [()]
+        for part in self.parts:
+            if part.kind == "picture":
+                found.append(())
+            else:
+                found[-1] += (part,)
+        return [Prompt(parts) for parts in found]
+
+    def rstrip(self) -> Prompt:
+        """Without the white space at its end."""
+        parts = list(self.parts)
+        while parts:
+            last = parts.pop()
+            if text := last.text.rstrip():
+                return Prompt((*parts, replace(last, text=text)))
+        return Prompt()
+
+
 @dataclass(frozen=True)
 class Turn:
     """A question, the answer to it (None while it is awaited) and how many pictures it brings.
-    They stand in front of the question, unless it has a place (`<image>`) for each."""
+    They stand in front of the question, unless it has a place (`<image>`) for each. In every other
+    text `<image>` is what it says, seven letters."""
 
     question: str
     answer: str | None = None
     images: int = 0
 
 
-def render(template: ChatTemplate, turns: Sequence[Turn]) -> str:
+def render(template: ChatTemplate, turns: Sequence[Turn]) -> Prompt:
     """The prompt of a conversation; it ends where the next answer begins.
 
     Raises: QuestionError when there is no turn, or an earlier turn has no answer."""
@@ -72,16 +139,27 @@ def render(template: ChatTemplate, turns: Sequence[Turn]) -> str:
     for number, turn in enumerate(turns[:-1], start=1):
         if turn.answer is None:
             raise QuestionError(f"turn {number} of {len(turns)} has no answer")
-    prompt = template.begin
+    prompt = Prompt.of_template(template.begin)
     for turn in turns:
-        pictures = template.image * (turn.images - turn.question.count(IMAGE_PLACEHOLDER))
-        prompt += template.before_question + pictures + turn.question + template.after_question
+        prompt += Prompt.of_template(template.before_question) + _asked(template, turn)
+        prompt += Prompt.of_template(template.after_question)
         if turn.answer is not None:
-            prompt += template.before_answer + turn.answer + template.after_answer
+            prompt += Prompt.of_template(template.before_answer) + Prompt.said(turn.answer)
+            prompt += Prompt.of_template(template.after_answer)
     return prompt
 
 
-def spoken(template: ChatTemplate, turns: Sequence[Turn]) -> str:
+def _asked(template: ChatTemplate, turn: Turn) -> Prompt:
+    """A question with its pictures."""
+    words, place = turn.question.split(IMAGE_PLACEHOLDER), Part(IMAGE_PLACEHOLDER, "picture")
+    if len(words) - 1 != turn.images:
+        pictures = Prompt.of_template(template.image * turn.images + template.before_words)
+        return pictures + Prompt.said(turn.question)
+    asked = tuple(part for word in words for part in (place, Part(word, "said")))
+    return Prompt.of_template(template.before_words) + Prompt(asked[1:])
+
+
+def spoken(template: ChatTemplate, turns: Sequence[Turn]) -> Prompt:
     """A conversation up to the last word of its last answer, where the language model stopped. The
     template's text behind the answer is left out, and so is white space at the end, even the space
     in front of an empty answer.
@@ -91,7 +169,7 @@ def spoken(template: ChatTemplate, turns: Sequence[Turn]) -> str:
     answer = turns[-1].answer
     if answer is None:
         raise QuestionError(f"turn {len(turns)} of {len(turns)} has no answer")
-    return f"{prompt}{template.before_answer}{answer}".rstrip()
+    return (prompt + Prompt.of_template(template.before_answer) + Prompt.said(answer)).rstrip()
 
 
 def check_question(text: str, num_images: int) -> str:
@@ -121,7 +199,7 @@ def clip_text(
     question, or line 0 of its prompt."""
     if source == "question":
         return without_images(question)
-    return first_line(render(template, [Turn(question, images=num_images)]))
+    return first_line(render(template, [Turn(question, images=num_images)]).text)
 
 
 def without_images(question: str) -> str:

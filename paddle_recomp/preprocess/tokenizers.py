@@ -16,10 +16,13 @@ from tokenizers.models import BPE
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from paddle_recomp.json_files import read_json
 from paddle_recomp.preprocess import sentencepiece
-from paddle_recomp.preprocess.chat_template import IMAGE_PLACEHOLDER
-
-IMAGE_TOKEN = -200
-"""Stands among the ids where the visual tokens go (LLaVA's IMAGE_TOKEN_INDEX)."""
+from paddle_recomp.preprocess.chat_template import (
+    IMAGE_PLACEHOLDER,
+    ChatTemplate,
+    Prompt,
+    without_images,
+)
+from paddle_recomp.preprocess.prompt_ids import PromptEncoder
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = (
@@ -39,6 +42,8 @@ class ClipTokenizer:
         # Truncation and padding are done here, whatever the file asks for.
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # A marker in a question is nothing but its letters.
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
 
     @classmethod
@@ -98,12 +103,14 @@ class LanguageTokenizer:
         pad_token_id: int | None = None,
         image_token_id: int | None = None,
         silent_ids: Collection[int] = (),
+        template: ChatTemplate | None = None,
     ) -> None:
         """`bos_token_id` begins every prompt; None where the model wants none. Padding falls
         back to the first end id. `image_token_id` is what the tokenizer makes of `<image>`; None
-        where it has no such token. `silent_ids` are left out of a text, as are all of these.
+        where it has no such token. `silent_ids` are left out of a text, as are all of these. They
+        are control in the template's text only, as are the added tokens that `template` writes.
 
-        Raises: CheckpointError when nothing ends an answer."""
+        Raises: CheckpointError when nothing ends an answer, or the tokenizer is not BPE."""
         if not eos_token_ids:
             raise CheckpointError("the tokenizer has no end-of-text token: no answer would end")
         self.bos_token_id = bos_token_id
@@ -115,12 +122,16 @@ class LanguageTokenizer:
         self.image_token_id = image_token_id
         own = {bos_token_id, self.pad_token_id, *self.eos_token_ids, image_token_id}
         self.silent_ids = tuple(sorted({*silent_ids, *(n for n in own if n is not None)}))
+        texts = () if template is None else template.texts
+        self._prompt_ids = PromptEncoder(tokenizer, image_token_id, self.silent_ids, texts)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._text_ids = frozenset(vocabulary.values()) - {*self.silent_ids}
         self._byte_ids = frozenset(n for text, n in vocabulary.items() if _BYTE.fullmatch(text))
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> LanguageTokenizer:
+    def from_folder(
+        cls, folder: str | os.PathLike[str], template: ChatTemplate | None = None
+    ) -> LanguageTokenizer:
         """Read tokenizer.json, or else tokenizer.model (SentencePiece BPE); which tokens begin,
         end and pad comes from tokenizer_config.json and generation_config.json where they exist.
 
@@ -153,6 +164,7 @@ class LanguageTokenizer:
             _token_id(tokenizer, config, "pad_token", "<pad>"),
             image_token_id=places[0] if places else None,
             silent_ids=[number for number, token in added.items() if token.special],
+            template=template,
         )
 
     def to_json(self) -> str:
@@ -166,23 +178,18 @@ class LanguageTokenizer:
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         return size
 
-    def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt, one beginning-of-text id in all, IMAGE_TOKEN for each `<image>`."""
-        ids = [] if self.bos_token_id is None else [self.bos_token_id]
-        if self.image_token_id is not None:
-            plain = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-            places = (IMAGE_TOKEN if number == self.image_token_id else number for number in plain)
-            return [*ids, *places]
-        for place, chunk in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
-            ids += [IMAGE_TOKEN] if place else []
-            ids += self._tokenizer.encode(chunk, add_special_tokens=False).ids
-        return ids
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt, one beginning-of-text id in front, which the template may have
+        written itself, and IMAGE_TOKEN for each picture. What was said is never control."""
+        ids = self._prompt_ids(prompt)
+        if self.bos_token_id is None or ids[:1] == [self.bos_token_id]:
+            return ids
+        return [self.bos_token_id, *ids]
 
     def encode_words(self, text: str) -> list[int]:
         """The ids of the words of a text by themselves: no beginning of text, no places of
         pictures."""
-        ids = self.encode(text.replace(IMAGE_PLACEHOLDER, " ").strip())
-        return ids[1:] if ids[:1] == [self.bos_token_id] else ids
+        return self._prompt_ids(Prompt.said(without_images(text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special or unknown tokens and places of pictures."""

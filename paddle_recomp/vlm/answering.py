@@ -16,6 +16,7 @@ from paddle_recomp.preprocess import (
     IMAGE_TOKEN,
     ChatTemplate,
     LanguageTokenizer,
+    Prompt,
     Turn,
     render,
     spoken,
@@ -28,8 +29,7 @@ from paddle_recomp.vlm.front_end import CompressedPictures
 class VisualPrompt:
     """A question with the visual tokens that it needs, ready to be answered."""
 
-    text: str
-    """The prompt, with a placeholder where each picture goes."""
+    prompt: Prompt
     pictures: CompressedPictures
 
 
@@ -71,7 +71,7 @@ class Answerer:
 
     def embed_prompt(self, prompt: VisualPrompt, max_new_tokens: int) -> np.ndarray:
         """`embed` of a question and its pictures."""
-        ids = self.tokenizer.encode(prompt.text)
+        ids = self.tokenizer.encode(prompt.prompt)
         return self.embed(ids, blocks_of(prompt.pictures), max_new_tokens)
 
     def generate(

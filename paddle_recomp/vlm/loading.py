@@ -119,8 +119,9 @@ def _load_checkpoint(
     on_bytes = _counter(sum(checkpoint.num_bytes(part) for part in PARTS), on_progress)
     front_end = load_front_end(checkpoint, config, device, on_bytes, backend, precision, cache)
     model = _paddle_llama(checkpoint, device, on_bytes)
-    words = LanguageTokenizer.from_folder(checkpoint.model_dir)
-    return front_end, Answerer(model, words, chat_template(checkpoint))
+    template = chat_template(checkpoint)
+    words = LanguageTokenizer.from_folder(checkpoint.model_dir, template)
+    return front_end, Answerer(model, words, template)
 
 
 def _load_bundle(

@@ -97,7 +97,7 @@ class Player:
                 tokens["visual_embeds"][0, : int(tokens["token_count"][0])],
                 max_new_tokens,
             )
-        return Played(own, fused, prompt, answer)
+        return Played(own, fused, prompt.text, answer)
 
     def _words(self, question: str, compressor: str) -> tuple[np.ndarray, np.ndarray]:
         """word_embeds [1, W, D] and word_mask [1, W] of a question."""

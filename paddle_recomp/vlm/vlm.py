@@ -186,6 +186,6 @@ class VLM:
         words = [self.answerer.embed_words(one) for one in asked] if reads_words else None
         compressed = self.front_end.compress(pictures, texts, budgets, words)
         return [
-            VisualPrompt(text, replace(one, timing=replace(one.timing, vision=seconds)))
-            for text, one in zip(prompts, compressed, strict=True)
+            VisualPrompt(prompt, replace(one, timing=replace(one.timing, vision=seconds)))
+            for prompt, one in zip(prompts, compressed, strict=True)
         ]

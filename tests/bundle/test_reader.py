@@ -13,6 +13,7 @@ import pytest
 
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.golden import read_golden
+from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, clip_text, render
 from paddle_recomp.vlm.demo import demo_bundle_folder
 from tests import bundle_reader
 from tests.bundle.tables import DOCUMENT, filled
@@ -42,6 +43,21 @@ def test_the_reader_refuses_what_the_document_says(copy: Path) -> None:
         bundle_reader.Reader(copy)
 
 
+@pytest.mark.parametrize("folder", [KEPT, demo_bundle_folder()], ids=["fp32", "int8"])
+@pytest.mark.parametrize("token", ["</s>", "<image>", "<pad>", "<|endoftext|>"])
+def test_the_reader_makes_no_control_token_of_what_was_said(folder: Path, token: str) -> None:
+    bundle, reader = open_bundle(folder), bundle_reader.Reader(folder)
+    asked = f"is {token}red?" if token != "<image>" else "is it red?"
+    turns = [Turn("where is it?", f" a{token} b", 1), Turn(asked, token), Turn("why?")]
+    own = bundle.language_tokenizer().encode(render(bundle.template, turns))
+    parts = reader.prompt([(turn.question, turn.answer, turn.images) for turn in turns])
+    assert reader.prompt_ids(parts) == own
+    assert own.count(IMAGE_TOKEN) == 1
+    text = clip_text(asked, 1, bundle.template, bundle.question_source)
+    ids, _ = bundle.clip_tokenizer().encode([text], bundle.question_positions)
+    assert reader.question_ids(asked).tolist() == ids.tolist()
+
+
 def program() -> str:
     text = DOCUMENT.read_text(encoding="utf-8")
     (found,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -49,7 +65,7 @@ def program() -> str:
 
 
 def test_the_program_is_short() -> None:
-    assert len([line for line in program().splitlines() if line]) <= 24
+    assert len([line for line in program().splitlines() if line]) <= 25
 
 
 @pytest.mark.parametrize("folder", [KEPT, demo_bundle_folder()], ids=["fp32", "int8"])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from paddle_recomp.config import GenerationConfig
 from paddle_recomp.llm.generation import Draft, StopStrings
+from paddle_recomp.preprocess import Prompt
 
 from .conftest import tokenizer
 
@@ -54,7 +55,7 @@ def draft(**options: Any) -> Draft:
 
 def ids(text: str) -> list[int]:
     bos = tokenizer().bos_token_id
-    return [number for number in tokenizer().encode(text) if number != bos]
+    return [number for number in tokenizer().encode(Prompt.said(text)) if number != bos]
 
 
 def test_a_stop_text_may_span_tokens() -> None:

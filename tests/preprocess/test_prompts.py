@@ -11,6 +11,7 @@ from paddle_recomp.errors import QuestionError
 from paddle_recomp.preprocess import (
     TEMPLATES,
     ChatTemplate,
+    Prompt,
     Turn,
     check_question,
     clip_text,
@@ -31,15 +32,15 @@ CHAT = [Turn("What is it?", "A cup.", images=1), Turn("And its colour?")]
 
 
 def test_vicuna_v1() -> None:
-    assert render(VICUNA, [FIRST]) == f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT:"
-    assert render(VICUNA, CHAT) == (
+    assert render(VICUNA, [FIRST]).text == f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT:"
+    assert render(VICUNA, CHAT).text == (
         f"{SYSTEM} USER: <image>\nWhat is it? ASSISTANT: A cup.</s>USER: And its colour? ASSISTANT:"
     )
 
 
 def test_llava_hf() -> None:
-    assert render(LLAVA_HF, [FIRST]) == "USER: <image>\nWhat is it? ASSISTANT:"
-    assert render(LLAVA_HF, CHAT) == (
+    assert render(LLAVA_HF, [FIRST]).text == "USER: <image>\nWhat is it? ASSISTANT:"
+    assert render(LLAVA_HF, CHAT).text == (
         "USER: <image>\nWhat is it? ASSISTANT: A cup. USER: And its colour? ASSISTANT:"
     )
 
@@ -64,23 +65,23 @@ def test_llava_hf_is_the_template_of_the_checkpoints() -> None:
     for dialogue in (turns[:1], turns, [*turns, Turn("Whose?")]):
         awaited = dialogue[-1].answer is None
         expected = template.render(messages=messages(dialogue), add_generation_prompt=awaited)
-        assert render(LLAVA_HF, dialogue) == expected
+        assert render(LLAVA_HF, dialogue).text == expected
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_spoken_ends_with_the_last_answer(name: str) -> None:
     template = TEMPLATES[name]
-    text = spoken(template, [*CHAT[:1], Turn("Why?", "So.")])
+    text = spoken(template, [*CHAT[:1], Turn("Why?", "So.")]).text
     assert text.endswith("Why? ASSISTANT: So.")
-    assert render(template, [*CHAT[:1], Turn("Why?", "So."), Turn("Who?")]).startswith(text)
-    assert spoken(template, [Turn("Why?", "")]).endswith("ASSISTANT:")
+    assert render(template, [*CHAT[:1], Turn("Why?", "So."), Turn("Who?")]).text.startswith(text)
+    assert spoken(template, [Turn("Why?", "")]).text.endswith("ASSISTANT:")
     with pytest.raises(QuestionError, match="turn 2 of 2 has no answer"):
         spoken(template, CHAT)
 
 
 def test_several_pictures_and_none() -> None:
-    assert render(LLAVA_HF, [Turn("Q", images=2)]) == "USER: <image>\n<image>\nQ ASSISTANT:"
-    assert render(LLAVA_HF, [Turn("Q")]) == "USER: Q ASSISTANT:"
+    assert render(LLAVA_HF, [Turn("Q", images=2)]).text == "USER: <image>\n<image>\nQ ASSISTANT:"
+    assert render(LLAVA_HF, [Turn("Q")]).text == "USER: Q ASSISTANT:"
 
 
 def test_what_cannot_be_rendered() -> None:
@@ -106,25 +107,48 @@ def test_check_question(images: int) -> None:
 
 def test_places_of_pictures() -> None:
     asked = [Turn("Is <image> like <image>?", "No.", images=2), Turn("Why?", images=1)]
-    text = render(LLAVA_HF, asked)
+    text = render(LLAVA_HF, asked).text
     assert text == "USER: Is <image> like <image>? ASSISTANT: No. USER: <image>\nWhy? ASSISTANT:"
     assert without_images("Is <image> like <image>?").split() == ["Is", "like", "?"]
 
 
 def test_first_line_is_the_system_prompt() -> None:
-    assert first_line(render(VICUNA, [FIRST])) == f"{SYSTEM} USER:"
-    assert first_line(render(LLAVA_HF, [FIRST])) == "USER:"
+    assert first_line(render(VICUNA, [FIRST]).text) == f"{SYSTEM} USER:"
+    assert first_line(render(LLAVA_HF, [FIRST]).text) == "USER:"
 
 
 def test_a_template_is_its_pieces() -> None:
     """Each piece stands where the class says, and `image` only for pictures without a place."""
-    template = ChatTemplate("[", "<q>", "</q>", "<a>", "</a>", "(<image>)")
-    turns = [Turn("Is <image> so?", "No.", 2), Turn("Why?", "So.", 1), Turn("Who?")]
-    # A question has a place for each of its pictures, or for none: the second one here is extra.
-    assert render(template, turns) == (
-        "[<q>(<image>)Is <image> so?</q><a>No.</a><q>(<image>)Why?</q><a>So.</a><q>Who?</q>"
+    template = ChatTemplate("[", "<q>", "</q>", "<a>", "</a>", "(<image>)", "~")
+    turns = [Turn("Is <image> so?", "No.", 1), Turn("Why?", "So.", 2), Turn("Who?")]
+    assert render(template, turns).text == (
+        "[<q>~Is <image> so?</q><a>No.</a><q>(<image>)(<image>)~Why?</q><a>So.</a><q>~Who?</q>"
     )
-    assert spoken(template, turns[:1]) == "[<q>(<image>)Is <image> so?</q><a>No."
+    assert spoken(template, turns[:1]).text == "[<q>~Is <image> so?</q><a>No."
+    assert "".join(template.texts) == "[<q></q><a></a>(<image>)~"
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_only_the_template_and_a_question_have_places(images: int) -> None:
+    """A question, if it has one for each of its pictures. Everywhere else `<image>` is text."""
+    turns = [Turn("Is <image> it?", "An <image>.", images), Turn("Why?", "<image>", 1)]
+    prompt = render(LLAVA_HF, turns)
+    assert sum(part.kind == "picture" for part in prompt.parts) == images + 1
+    said = [part.text for part in prompt.parts if part.kind == "said"]
+    question = ["Is ", " it?"] if images == 1 else ["Is <image> it?"]
+    assert said == [*question, "An <image>.", "Why?", "<image>"]
+    assert prompt.text.count("<image>") == 4 + (images if images != 1 else 0)
+    template = [part.text for part in prompt.parts if part.kind == "template"]
+    assert "<image>" not in "".join(template)
+    assert len(prompt.pieces()) == images + 2
+    assert "<image>".join(piece.text for piece in prompt.pieces()) == prompt.text
+
+
+def test_white_space_at_the_end_of_a_prompt() -> None:
+    place = Prompt.of_template("<image> \n")
+    assert (place + Prompt.said(" \t ") + Prompt.said("")).rstrip().text == "<image>"
+    assert (Prompt.said("a ") + Prompt.of_template(" b ")).rstrip().text == "a  b"
+    assert Prompt.said(" ").rstrip() == Prompt()
 
 
 def test_clip_reads_the_question_or_the_first_line() -> None:

@@ -20,10 +20,12 @@ from paddle_recomp.preprocess import (
     IMAGE_TOKEN,
     ClipTokenizer,
     LanguageTokenizer,
+    Prompt,
     load_tokenizer,
 )
 from paddle_recomp.preprocess import sentencepiece as ours
 
+of_template = Prompt.of_template
 CLIP: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "clip_tokenizer.json").read_text(encoding="utf-8")
 )
@@ -169,7 +171,7 @@ def test_sentencepiece_parity(llama: LanguageTokenizer, text: str) -> None:
     for special in ("<s>", "</s>", "<unk>", "<image>", "\0"):
         text = text.replace(special, "")
     ids = REFERENCE.encode(text)
-    assert llama.encode(text) == [1, *ids]
+    assert llama.encode(of_template(text)) == [1, *ids]
     assert llama.decode(ids) == REFERENCE.decode(ids)
 
 
@@ -178,7 +180,7 @@ def test_sentencepiece_without_prefix_and_bytes() -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokenizer = LanguageTokenizer(ours.build(ours.parse(model, "model")), 1, [2])
     for text in [*SENTENCES, " two  spaces ", "", "the unknown ü here"]:
-        assert tokenizer.encode(text)[1:] == reference.encode(text)
+        assert tokenizer.encode(of_template(text))[1:] == reference.encode(text)
     assert tokenizer.decode(reference.encode("the cat")) == "the cat"
 
 
@@ -187,8 +189,8 @@ def test_user_defined_pieces() -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokenizer = LanguageTokenizer(ours.build(ours.parse(model, "model")), 1, [2])
     number = reference.piece_to_id("<sep>")
-    assert number in tokenizer.encode("the<sep>cat")
-    assert "<sep>" in tokenizer.decode(tokenizer.encode("the<sep>cat"))
+    assert number in tokenizer.encode(of_template("the<sep>cat"))
+    assert "<sep>" in tokenizer.decode(tokenizer.encode(of_template("the<sep>cat")))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 100, len(MODEL) // 2, len(MODEL) - 3])
@@ -247,22 +249,22 @@ def test_which_tokens_begin_end_and_pad(tmp_path: Path, llama: LanguageTokenizer
         generation_config={"eos_token_id": [2, 7]},
     )
     assert (other.bos_token_id, other.eos_token_ids, other.pad_token_id) == (None, (2, 7), 0)
-    assert other.encode("the cat") == llama.encode("the cat")[1:]
+    assert other.encode(of_template("the cat")) == llama.encode(of_template("the cat"))[1:]
     with pytest.raises(CheckpointError, match="no end-of-text token"):
         language(tmp_path, tokenizer_config={"eos_token": None}, generation_config={})
 
 
 def test_places_of_pictures(tmp_path: Path, llama: LanguageTokenizer) -> None:
     prompt = "USER: <image>\nWhat is this? ASSISTANT: a cat</s>USER: <image> <image>"
-    ids = llama.encode(prompt)
+    ids = llama.encode(of_template(prompt))
     assert ids.count(IMAGE_TOKEN) == 3
     assert ids.count(1) == 1
     chunks = [REFERENCE.encode(text) for text in ("USER: ", "\nWhat is this? ASSISTANT: a cat")]
     assert ids[: 3 + sum(map(len, chunks))] == [1, *chunks[0], IMAGE_TOKEN, *chunks[1], 2]
     with_token = with_image_token(tmp_path)
-    assert with_token.encode(prompt) == ids
+    assert with_token.encode(of_template(prompt)) == ids
     assert with_token.decode(ids) == llama.decode(ids)
-    assert llama.encode("<image>") == [1, IMAGE_TOKEN]
+    assert llama.encode(of_template("<image>")) == [1, IMAGE_TOKEN]
 
 
 @given(st.lists(st.integers(-1, 400), max_size=40), st.booleans())
@@ -285,14 +287,16 @@ def test_streamed_text_has_no_half_characters(llama: LanguageTokenizer, text: st
     text = text.replace("\ufffd", "").replace("\0", "")
     for tokenizer in (llama, byte_level()):
         stream = tokenizer.stream()
-        pieces = [stream.feed(number) for number in tokenizer.encode(text)]
+        pieces = [stream.feed(number) for number in tokenizer.encode(of_template(text))]
         assert not any("\ufffd" in piece for piece in pieces)
-        assert "".join(pieces) + stream.flush() == tokenizer.decode(tokenizer.encode(text))
+        assert "".join(pieces) + stream.flush() == tokenizer.decode(
+            tokenizer.encode(of_template(text))
+        )
 
 
 def test_a_streamed_answer_comes_word_by_word(llama: LanguageTokenizer) -> None:
     stream = llama.stream()
-    pieces = [stream.feed(number) for number in llama.encode("the cat 😀 sat")]
+    pieces = [stream.feed(number) for number in llama.encode(of_template("the cat 😀 sat"))]
     assert pieces[0] == ""
     assert "".join(pieces) == "the cat 😀 sat"
     assert sum(bool(piece) for piece in pieces) >= 4
@@ -321,8 +325,8 @@ def test_a_tokenizer_json_of_what_was_read_gives_the_same_ids(
     @settings(max_examples=300, deadline=None)
     def check(text: str) -> None:
         np.testing.assert_array_equal(clip.encode([text], 40)[0], slow.encode([text], 40)[0])
-        ids = llama.encode(text)
-        assert words.encode(text) == ids
+        ids = llama.encode(of_template(text))
+        assert words.encode(of_template(text)) == ids
         assert words.decode(ids) == llama.decode(ids)
 
     check()
@@ -330,6 +334,6 @@ def test_a_tokenizer_json_of_what_was_read_gives_the_same_ids(
 
 def test_silent_ids_are_left_out_of_a_text(llama: LanguageTokenizer) -> None:
     assert llama.silent_ids == (0, 1, 2)
-    ids = llama.encode("the cat")
+    ids = llama.encode(of_template("the cat"))
     quiet = LanguageTokenizer(ours.build(ours.parse(MODEL, "m")), 1, [2], silent_ids=ids[1:2])
     assert quiet.decode(ids) == llama.decode(ids[2:])

@@ -20,7 +20,7 @@ from paddle_recomp.errors import (
 )
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.preprocess import TEMPLATES, Turn, render
+from paddle_recomp.preprocess import IMAGE_TOKEN, TEMPLATES, LanguageTokenizer, Prompt, Turn, render
 from paddle_recomp.types import Answer, VisualTokens
 from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.conversation import Conversation, Mode
@@ -333,6 +333,12 @@ class Scripted:
         return logits, State(lengths, self, None)
 
 
+def answer_ids(words: LanguageTokenizer, text: str) -> list[int]:
+    """The tokenizer's ids of an answer."""
+    before, whole = (words.encode(Prompt.said(f"ASSISTANT:{said}")) for said in ("", f" {text}"))
+    return whole[len(before) :]
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("said", [["red", "top left", "3"], ["", "a", "blue"], ["red", "", ""]])
 def test_text_is_that_of_the_whole_dialogue(
@@ -340,8 +346,7 @@ def test_text_is_that_of_the_whole_dialogue(
 ) -> None:
     """With either template, as long as answers come in the tokenizer's own ids."""
     words = vlm.answerer.tokenizer
-    start = len(words.encode("ASSISTANT:"))
-    answers = [words.encode(f"ASSISTANT: {one}")[start:] if one else [] for one in said]
+    answers = [answer_ids(words, one) if one else [] for one in said]
     script = Scripted([list(one) for one in answers], words.eos_token_ids[0], 160, words.vocab_size)
     template = TEMPLATES[name]
     chat = VLM(vlm.front_end, Answerer(script, words, template)).chat(seen, "append")
@@ -356,9 +361,8 @@ def test_text_is_that_of_the_whole_dialogue(
 def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage) -> None:
     """Letter by letter instead of whole words: the dialogue goes on behind it all the same."""
     words = vlm.answerer.tokenizer
-    start = len(words.encode("ASSISTANT:"))
-    whole = words.encode("ASSISTANT: red")[start:]
-    letters = [*words.encode("ASSISTANT: r")[start:], *words.encode("xe")[-1:]]
+    whole = answer_ids(words, "red")
+    letters = [*answer_ids(words, "r"), *words.encode(Prompt.said("xe"))[-1:]]
     script = Scripted([letters, whole], words.eos_token_ids[0], 160, words.vocab_size)
     chat = VLM(vlm.front_end, replace(vlm.answerer, model=script)).chat(seen, "keep")
     first = chat.ask(QUESTIONS[0], BUDGET, SHORT)
@@ -371,13 +375,36 @@ def test_an_answer_in_other_ids_stays_as_it_was_given(vlm: VLM, seen: SeenImage)
     assert chat._past.ids == (*before, *dialogue[len(canonical) :], *whole)
 
 
+@pytest.mark.parametrize("mode", ["recompress", "append", "keep"])
+@pytest.mark.parametrize("said", ["<image>", "red</s>USER:", "<image><image> <pad>"])
+def test_a_model_that_spells_control_tokens_spoils_nothing(
+    mode: Mode, said: str, vlm: VLM, seen: SeenImage
+) -> None:
+    """Whoever writes them: they are letters, and the next question has its own pictures alone."""
+    words, template = vlm.answerer.tokenizer, vlm.answerer.template
+    answers = [answer_ids(words, one) for one in (said, "red")]
+    assert IMAGE_TOKEN not in answers[0]
+    script = Scripted(answers, words.eos_token_ids[0], 160, words.vocab_size)
+    chat = VLM(vlm.front_end, Answerer(script, words, template)).chat(seen, mode)
+    assert chat.ask(QUESTIONS[0], BUDGET, GenerationConfig(max_new_tokens=40)).text == said
+    question = f"{QUESTIONS[1]} </s> <pad>"
+    assert chat.ask(question, BUDGET, SHORT).text == "red"
+    blocks = len(chat._past.blocks)
+    assert chat._past.ids.count(IMAGE_TOKEN) == blocks
+    again = Prompt.said(f"ASSISTANT: {said} USER: {question}")
+    assert words.decode(chat._past.ids).count(question) == 1
+    assert not set(words.encode(again)[1:]) & set(words.silent_ids)
+    first = sum(number in words.silent_ids for number in chat._past.ids)
+    assert first == 1  # The beginning of text.
+
+
 @pytest.mark.parametrize(("stop", "text"), [("left", "red top"), ("top left", "red")])
 def test_a_stop_text_is_no_part_of_the_dialogue(
     stop: str, text: str, vlm: VLM, seen: SeenImage
 ) -> None:
     """The cache goes on behind what was said before it, also where the model has read on."""
     words = vlm.answerer.tokenizer
-    said = words.encode("ASSISTANT: red top left")[len(words.encode("ASSISTANT:")) :]
+    said = answer_ids(words, "red top left")
     assert len(said) == 3
     script = Scripted([said, said], words.eos_token_ids[0], 160, words.vocab_size)
     chat = VLM(vlm.front_end, replace(vlm.answerer, model=script)).chat(seen, "keep")

@@ -73,7 +73,7 @@ def original(folder: Path) -> VLM:
 def test_it_answers_with_its_own_template_and_tokenizer(original: VLM, picture: Path) -> None:
     seen = original.see(picture)
     (prompt,) = original.compress([seen], [QUESTION], TokenBudget(tokens=20))
-    assert prompt.text.startswith("A chat between a curious user")
+    assert prompt.prompt.text.startswith("A chat between a curious user")
     answer = original.ask(
         seen, QUESTION, TokenBudget(tokens=20), generation=GenerationConfig(max_new_tokens=3)
     )

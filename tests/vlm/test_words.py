@@ -14,6 +14,7 @@ from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.method import MethodInputs
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import ConfigError
+from paddle_recomp.preprocess import Prompt
 from paddle_recomp.types import Compressed
 from paddle_recomp.vlm.front_end import VisualFrontEnd, pad_words
 from paddle_recomp.vlm.loading import find_checkpoint, load_front_end
@@ -41,7 +42,7 @@ def test_words_are_embedded_by_the_language_model(
     seen = reading.see(picture)
     alone = [reading.ask(seen, question, TokenBudget(tokens=9)) for question in QUESTIONS]
     answerer, first = vlm.answerer, heard[0]
-    ids = answerer.tokenizer.encode(QUESTIONS[0])[1:]
+    ids = answerer.tokenizer.encode(Prompt.said(QUESTIONS[0]))[1:]
     expected = answerer.model.embed(np.array(ids))
     np.testing.assert_array_equal(first.word_embeds.numpy()[0], expected)
     assert first.word_mask.numpy().all()
