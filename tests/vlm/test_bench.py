@@ -27,14 +27,23 @@ def report(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Report:
     return bench(vlm, path, CONFIG)
 
 
-def test_every_budget_is_asked_two_questions(report: Report) -> None:
+def test_every_budget_is_asked_in_turn(report: Report) -> None:
     order = [(row.budget, row.question) for row in report.rows]
-    assert order == [(name, n) for name in ("full", "dynamic", "20") for n in (1, 2)]
+    assert order == [(name, n) for name in ("full", "dynamic", "20") for n in (1, 2, 3)]
     assert {row.visual_tokens for row in report.rows if row.budget == "full"} == {256}
     assert {row.visual_tokens for row in report.rows if row.budget == "20"} == {20}
     for question in (1, 2):
         full, exact = (report.row(budget, question) for budget in ("full", "20"))
         assert full.prefilled - exact.prefilled == 256 - 20
+
+
+def test_the_next_question_reads_only_words_where_nothing_is_compressed(report: Report) -> None:
+    second, following = (report.row("full", question) for question in (2, 3))
+    assert second.prefilled > 256 > 30 > following.prefilled
+    assert following.timing.compress == following.timing.text == 0
+    recovered = report.row("20", 3)
+    assert recovered.timing.compress > 0
+    assert following.prefilled <= recovered.prefilled <= following.prefilled + 21
 
 
 def test_the_vision_tower_is_paid_for_by_the_first_question(report: Report) -> None:
@@ -59,7 +68,7 @@ def test_it_tells_how_far_it_is(vlm: VLM, picture: Path) -> None:
     heard: list[tuple[int, int]] = []
     config = BenchConfig(tokens=(5,), new_tokens=2, repeats=1)
     bench(vlm, picture, config, lambda done, total: heard.append((done, total)))
-    assert heard == [(number, 12) for number in range(1, 13)]
+    assert heard == [(number, 18) for number in range(1, 19)]
 
 
 def made_up(budget: str, question: int, *times: tuple[float, float, float]) -> Row:
@@ -72,8 +81,10 @@ def test_medians_are_of_ratios_and_pairs() -> None:
     rows = (
         made_up("full", 1, (10, 20, 4), (40, 50, 2), (30, 60, 3)),
         made_up("full", 2, (10, 12, 4), (40, 42, 2), (30, 33, 3)),
+        made_up("full", 3, (1, 2, 4), (1, 3, 2), (1, 4, 3)),
         made_up("9", 1, (1, 9, 4), (2, 9, 2), (10, 9, 3)),
         made_up("9", 2, (2, 10, 4), (8, 5, 2), (10, 15, 3)),
+        made_up("9", 3, (2, 10, 4), (8, 6, 2), (10, 16, 3)),
     )
     report = Report(rows, 9, 10**9, True, this_machine())
     assert rows[0].timing == Timing(prefill=30, first_token=50, decode=3)
@@ -82,6 +93,7 @@ def test_medians_are_of_ratios_and_pairs() -> None:
     assert report.prefill_speed("9") == 5
     assert report.second_share("9") == 15 / 60
     assert report.second_share("full") == 12 / 20
+    assert report.next_share("9") == 16 / 4
 
 
 def test_exact_budgets_fit_the_model() -> None:
@@ -122,12 +134,12 @@ def test_the_table(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("demo: 256 patches")
     assert lines[1].split()[:3] == ["tokens", "asked", "vision"]
-    assert [line.split()[0] for line in lines[2:10]] == [
-        *("full", "full", "dynamic", "dynamic", "9", "9", "30", "30")
+    assert [line.split()[0] for line in lines[2:14]] == [
+        *(["full"] * 3 + ["dynamic"] * 3 + ["9"] * 3 + ["30"] * 3)
     ]
-    assert [line.split(":")[0] for line in lines[10:13]] == ["dynamic", "9 tokens", "30 tokens"]
+    assert [line.split(":")[0] for line in lines[14:17]] == ["dynamic", "9 tokens", "30 tokens"]
     assert "onnxruntime" in lines[-1]
-    assert all(len(line) <= 80 for line in lines[1:10])
+    assert all(len(line) <= 80 for line in lines[1:14])
 
 
 def test_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +155,7 @@ def test_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main([*arguments, "--question", "is it red?", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["budget"] for row in found["rows"]] == ["full"] * 2 + ["dynamic"] * 2 + ["64"] * 2
+    assert [row["budget"] for row in found["rows"]] == ["full"] * 3 + ["dynamic"] * 3 + ["64"] * 3
     # One question is both.
     assert found["rows"][0]["prefilled"] == found["rows"][1]["prefilled"]
     for row in found["rows"]:

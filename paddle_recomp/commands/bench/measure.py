@@ -1,4 +1,4 @@
-"""Two questions about a picture at several token budgets: the time of each step, and the memory."""
+"""Questions about a picture at several token budgets: the time of each step, and the memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.preprocess import check_question
 from paddle_recomp.types import Answer, Timing
+from paddle_recomp.vlm.conversation import DEFAULT_MODE
 from paddle_recomp.vlm.front_end import ImageLike
 from paddle_recomp.vlm.machine import Machine, peak_memory, reset_peak, this_machine
 from paddle_recomp.vlm.vlm import VLM
 
 FULL, DYNAMIC = "full", "dynamic"
+FIRST, SECOND, NEXT = QUESTIONS = (1, 2, 3)
+"""The first question about a picture, which includes the vision tower; another one, which is asked
+without the first; and that same one as the next of a conversation, which keeps its KV cache."""
 TOKENS = 64
 """The exact budget, unless a picture has fewer patches."""
 
@@ -63,7 +67,7 @@ class Row:
 
     budget: str
     question: int
-    """1 for the first question about a picture, which includes the vision tower, or 2."""
+    """One of QUESTIONS."""
     visual_tokens: int
     prefilled: int
     """Positions, of words and of the picture, in front of the first token."""
@@ -92,7 +96,7 @@ class Report:
     """All measurements of one model."""
 
     rows: tuple[Row, ...]
-    """By budget, the uncompressed one first, with two questions for each."""
+    """By budget, the uncompressed one first, with the QUESTIONS of each."""
     num_patches: int
     peak_memory: int
     """The largest peak of all in bytes, including loading."""
@@ -105,9 +109,9 @@ class Report:
         return next(row for row in self.rows if (row.budget, row.question) == (budget, question))
 
     def prefill_speed(self, budget: str) -> float:
-        """The speed of the prefill relative to that without compression."""
+        """The speed of the prefill of a whole prompt relative to that without compression."""
         ratios = []
-        for question in (1, 2):
+        for question in (FIRST, SECOND):
             rows = self.row(FULL, question), self.row(budget, question)
             pairs = zip(*(row.samples for row in rows), strict=True)
             ratios += [full.prefill / less.prefill for full, less in pairs]
@@ -116,10 +120,16 @@ class Report:
     def second_share(self, budget: str) -> float:
         """The time to the first token of the second question, as a share of that of the first
         question without compression."""
-        pair = self.row(FULL, 1).samples, self.row(budget, 2).samples
-        return median(
-            after.first_token / first.first_token for first, after in zip(*pair, strict=True)
-        )
+        return self._share((budget, SECOND), (FULL, FIRST))
+
+    def next_share(self, budget: str) -> float:
+        """The time to the first token of the next question of a conversation, as a share of that
+        without compression, where the KV cache holds every patch already."""
+        return self._share((budget, NEXT), (FULL, NEXT))
+
+    def _share(self, asked: tuple[str, int], of: tuple[str, int]) -> float:
+        pairs = zip(self.row(*asked).samples, self.row(*of).samples, strict=True)
+        return median(one.first_token / other.first_token for one, other in pairs)
 
 
 def bench(
@@ -128,7 +138,7 @@ def bench(
     config: BenchConfig | None = None,
     on_answer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Asks two questions about a picture, which is seen again for each first question, at each
+    """Asks the QUESTIONS about a picture, which is seen again for each first question, at each
     budget in turn, and repeats all that `repeats` times. All answers have the same length; no token
     ends them.
 
@@ -142,14 +152,14 @@ def bench(
     budgets = config.budgets(num_patches)
     by_size = sorted(budgets, key=lambda name: budgets[name].bounds(num_patches))
     model, generation = _endless(vlm), GenerationConfig(max_new_tokens=config.new_tokens)
-    next(_ask_twice(model, picture, config.questions, budgets[by_size[0]], generation))
+    next(_ask_in_turn(model, picture, config.questions, budgets[by_size[0]], generation))
 
     def ask_all(names: Iterable[str]) -> Iterator[tuple[tuple[str, int], Answer]]:
         for name in names:
-            pair = _ask_twice(model, picture, config.questions, budgets[name], generation)
-            for question, answer in enumerate(pair, start=1):
+            answers = _ask_in_turn(model, picture, config.questions, budgets[name], generation)
+            for question, answer in zip(QUESTIONS, answers, strict=True):
                 yield (name, question), answer
-                on_answer(next(count), 2 * len(budgets) * (config.repeats + 1))
+                on_answer(next(count), len(QUESTIONS) * len(budgets) * (config.repeats + 1))
 
     count, rows = itertools.count(1), {}
     largest, apart = peak_memory(), reset_peak()
@@ -162,7 +172,7 @@ def bench(
         for key, answer in ask_all(budgets):
             rows[key] = replace(rows[key], samples=(*rows[key].samples, answer.timing))
     return Report(
-        rows=tuple(rows[name, question] for name in budgets for question in (1, 2)),
+        rows=tuple(rows[name, question] for name in budgets for question in QUESTIONS),
         num_patches=num_patches,
         peak_memory=max(largest, peak_memory()),
         peaks_apart=apart,
@@ -170,19 +180,22 @@ def bench(
     )
 
 
-def _ask_twice(
+def _ask_in_turn(
     vlm: VLM,
     picture: ImageLike,
     questions: tuple[str, str],
     budget: TokenBudget,
     generation: GenerationConfig,
 ) -> Iterator[Answer]:
-    """A first and a second answer; the vision tower is part of the first one's time."""
+    """The answers to QUESTIONS; the vision tower is part of the first one's time."""
     seen = vlm.see(picture)
-    first = vlm.ask(seen, questions[0], budget, generation)
+    # A conversation that has every patch has nothing to recover: it need not compress again.
+    chat = vlm.chat(seen, "keep" if budget.full else DEFAULT_MODE)
+    first = chat.ask(questions[0], budget, generation)
     paid = first.timing.first_token + seen.seconds
     yield replace(first, timing=replace(first.timing, vision=seen.seconds, first_token=paid))
     yield vlm.ask(seen, questions[1], budget, generation)
+    yield chat.ask(questions[1], budget, generation)
 
 
 def _endless(vlm: VLM) -> VLM:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.commands.bench.measure import FULL, Report, Row
+from paddle_recomp.commands.bench.measure import FIRST, FULL, NEXT, SECOND, Report, Row
 from paddle_recomp.json_files import one_line
 from paddle_recomp.vlm.machine import Machine
 
@@ -26,7 +26,7 @@ COLUMNS = (
     "tok/s",
     "GB",
 )
-ORDINALS = {1: "1st", 2: "2nd"}
+ORDINALS = {FIRST: "1st", SECOND: "2nd", NEXT: "next"}
 
 
 def print_report(console: Console, report: Report, title: str) -> None:
@@ -53,7 +53,7 @@ def cells(row: Row) -> list[str]:
     return [
         row.budget if exact else f"{row.budget} {row.visual_tokens}",
         ORDINALS[row.question],
-        milliseconds(timing.vision) if row.question == 1 else "seen",
+        milliseconds(timing.vision) if row.question == FIRST else "seen",
         milliseconds(timing.text),
         milliseconds(timing.compress),
         milliseconds(timing.prefill),
@@ -90,7 +90,8 @@ def gains(report: Report) -> list[str]:
     return [
         f"{budget}{' tokens' * budget.isdigit()}: "
         f"prefill {report.prefill_speed(budget):.1f} times as fast as {FULL}, "
-        f"second TTFT {report.second_share(budget):.0%} of the first of {FULL}"
+        f"second TTFT {report.second_share(budget):.0%} of the first of {FULL}, "
+        f"next TTFT {report.next_share(budget):.0%} of the next of {FULL}"
         for budget in budgets
     ]
 
@@ -100,7 +101,8 @@ def conditions(report: Report) -> str:
     row = report.rows[0]
     when = "" if report.peaks_apart else " since the process began"
     return (
-        f"Times in ms, medians of {len(row.samples)}; answers of {row.new_tokens} tokens. read: "
+        f"Times in ms, medians of {len(row.samples)}; answers of {row.new_tokens} tokens. next: "
+        "the second question in a conversation that keeps the first one's KV cache; read: "
         "positions of the prefill; TTFT: until the first token; GB: peak resident memory of the "
         f"process{when}, mapped files included."
     )
@@ -122,6 +124,7 @@ def report_dict(report: Report) -> dict[str, Any]:
             budget: {
                 "prefill_speed": round(report.prefill_speed(budget), 3),
                 "second_share": round(report.second_share(budget), 4),
+                "next_share": round(report.next_share(budget), 4),
             }
             for budget in dict.fromkeys(row.budget for row in report.rows)
         },
