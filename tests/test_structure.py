@@ -139,6 +139,7 @@ BESIDE = {
     "commands/main.py": "the names of the commands",
     "commands/console.py": "errors, warnings and progress on a terminal",
     "json_files.py": "reads JSON",
+    "preprocess/prompt_ids.py": "control tokens that were said; other prompts are encoded whole",
     "bundle/bundle.py": "plain data; checksums are compared through it",
     "bundle/onnx_files.py": "names the files that a graph reads besides itself",
     "bundle/checksums.py": "compares files with SHA256SUMS",

@@ -173,9 +173,9 @@ def _mapped(step: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> An
     """A step of a tokenizer.json with a change in it, also where it is a sequence of steps."""
     if step is None:
         return None
-    lists = {name: value for name, value in step.items() if isinstance(value, list)}
-    inner = {name: [_mapped(one, change) for one in steps] for name, steps in lists.items()}
-    return change({**step, **inner})
+    inner = {name: step[name] for name in ("normalizers", "pretokenizers") if name in step}
+    changed = {name: [_mapped(one, change) for one in steps] for name, steps in inner.items()}
+    return change({**step, **changed})
 
 
 def _prefix_nothing(step: dict[str, Any]) -> dict[str, Any]:

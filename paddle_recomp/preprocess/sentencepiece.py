@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from paddle_recomp.errors import CheckpointError
@@ -53,15 +53,15 @@ class SentencePieceModel:
         return [number for number, piece in enumerate(self.pieces) if piece.type is kind]
 
 
-def load(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.model` file.
+def load(path: Path, *, legacy: bool = True, prefix: bool = True) -> Tokenizer:
+    """The tokenizer of a `tokenizer.model` file; see `build`.
 
     Raises: CheckpointError as `parse`, or when the file cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return build(parse(data, str(path)))
+    return build(parse(data, str(path)), legacy=legacy, prefix=prefix)
 
 
 def parse(data: bytes, name: str) -> SentencePieceModel:
@@ -112,9 +112,11 @@ def merges(pieces: tuple[Piece, ...]) -> list[tuple[str, str]]:
     return [entry[-1] for entry in sorted(ranked)]
 
 
-def build(model: SentencePieceModel) -> Tokenizer:
-    """The model as a `tokenizers` BPE with byte fallback, in Llama's legacy behaviour: each
-    stretch of text between special tokens gets the prefix, not only the first."""
+def build(model: SentencePieceModel, *, legacy: bool = True, prefix: bool = True) -> Tokenizer:
+    """The model as a `tokenizers` BPE with byte fallback. In Llama's `legacy` behaviour each
+    stretch of text between special tokens gets a space in front, where the model says so. In the
+    other behaviour the beginning of a text does, unless a special token stands there, and where
+    `prefix` says so."""
     vocabulary = {piece.text: number for number, piece in enumerate(model.pieces)}
     unknown = model.ids_of(PieceType.UNKNOWN)
     tokenizer = Tokenizer(
@@ -126,9 +128,16 @@ def build(model: SentencePieceModel) -> Tokenizer:
             byte_fallback=bool(model.ids_of(PieceType.BYTE)),
         )
     )
-    prefix = [normalizers.Prepend(SPACE)] if model.add_dummy_prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
+    prefix = model.add_dummy_prefix if legacy else prefix
+    prepend = [normalizers.Prepend(SPACE)] if prefix and legacy else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
+    if prefix and not legacy:
+        # One Metaspace alone adds no space to a text that begins with one. This one does not know
+        # the model's space for a space, and the other writes it so.
+        first = pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False)
+        rewrite = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, rewrite])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )

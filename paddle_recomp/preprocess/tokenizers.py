@@ -139,17 +139,20 @@ class LanguageTokenizer:
         file."""
         folder = Path(folder)
         fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
+        config = _optional_json(folder / "tokenizer_config.json")
         if fast.is_file():
             tokenizer = load_tokenizer(fast)
             adds_bos = bool(tokenizer.encode("").ids)
         elif slow.is_file():
-            tokenizer = sentencepiece.load(slow)
+            # A folder that does not say it means the older behaviour.
+            legacy = _switch(folder, config, "legacy", True)
+            prefix = _switch(folder, config, "add_prefix_space", "add_prefix_space" not in config)
+            tokenizer = sentencepiece.load(slow, legacy=legacy, prefix=prefix)
             adds_bos = True
         else:
             raise CheckpointNotFoundError(
                 f"there is no tokenizer in {folder}: neither tokenizer.json nor tokenizer.model"
             )
-        config = _optional_json(folder / "tokenizer_config.json")
         bos = _token_id(tokenizer, config, "bos_token", "<s>")
         eos = _token_id(tokenizer, config, "eos_token", "</s>")
         ends = _optional_json(folder / "generation_config.json").get("eos_token_id", [])
@@ -274,6 +277,16 @@ def _clip_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _switch(folder: Path, config: dict[str, Any], key: str, default: bool) -> bool:
+    """Raises: CheckpointError for a field that is neither true nor false."""
+    value = config.get(key)
+    if value is not None and type(value) is not bool:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: {key} is {value!r}; expected true or false"
+        )
+    return default if value is None else value
 
 
 def _token_id(tokenizer: Tokenizer, config: dict[str, Any], key: str, default: str) -> int | None:

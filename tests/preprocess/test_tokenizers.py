@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,37 +23,14 @@ from paddle_recomp.preprocess import (
     load_tokenizer,
 )
 from paddle_recomp.preprocess import sentencepiece as ours
+from tests.preprocess.small_tokenizers import SENTENCES, train
 
 of_template = Prompt.of_template
 CLIP: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "clip_tokenizer.json").read_text(encoding="utf-8")
 )
-SENTENCES = [
-    "the cat sat on the mat and looked at the other cat  twice",
-    "aaaa aaaaa aaaaaaa abab ababab banana bananas",
-    "What is this? USER: what\nASSISTANT: this is\n\na cat.",
-    "naïve café, größer: 日本 日本語",
-]
 ALPHABET = st.sampled_from(list("abnthe cat\n \t.?:USER▁é日本語語😀\u0301\u2028"))
 TEXT = st.one_of(st.text(ALPHABET, max_size=40), st.text(max_size=20))
-
-
-def train(**options: Any) -> bytes:
-    """A small SentencePiece model with the settings of Llama's."""
-    model = io.BytesIO()
-    settings: dict[str, Any] = {
-        "model_type": "bpe",
-        "vocab_size": 380,
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "hard_vocab_limit": False,
-        "minloglevel": 2,
-    }
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 3), model_writer=model, **{**settings, **options}
-    )
-    return model.getvalue()
 
 
 MODEL = train()
