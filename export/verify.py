@@ -60,13 +60,17 @@ TOLERANCES = {
 
 
 def verify_bundle(
-    folder: Path, model: str | Path, clip: str | Path | None = None, images: Path | None = None
+    folder: Path,
+    model: str | Path,
+    clip: str | Path | None = None,
+    images: Path | None = None,
+    template: str | None = None,
 ) -> list[Comparison]:
     """Runs both on the same pictures and questions, each image with another budget.
 
     Raises: BundleError, CheckpointError, VerificationError when the bundle belongs to another
     checkpoint; FeatureError for NaN or infinity."""
-    bundle, checkpoint = open_bundle(folder), find_checkpoint(model, clip)
+    bundle, checkpoint = open_bundle(folder), find_checkpoint(model, clip, template)
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")

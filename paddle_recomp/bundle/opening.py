@@ -37,7 +37,7 @@ from paddle_recomp.types import StageInfo, StageKind
 MANIFEST = "recomp.json"
 FORMAT = 2
 """The version of the layout; a reader refuses every other one."""
-ABILITIES: frozenset[str] = frozenset()
+ABILITIES = frozenset({"before_words"})
 """Names that a bundle may have in `requires`."""
 PRECISIONS = ("fp32", "int8")
 """Of the towers; the schema has them, too."""
@@ -320,5 +320,6 @@ def _paddle_files(graphs: Mapping[str, Any]) -> dict[Graph, tuple[str, str]]:
 
 
 def _known(kind: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass among those of an object, which may have others."""
-    return {field.name: about[field.name] for field in fields(kind)}
+    """The fields of a dataclass among those of an object, which may have others, and may lack those
+    that the schema lets it lack."""
+    return {field.name: about[field.name] for field in fields(kind) if field.name in about}
