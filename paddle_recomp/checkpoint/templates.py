@@ -81,14 +81,14 @@ def _original_name(checkpoint: Checkpoint) -> str:
 def _own(folder: Path) -> tuple[Path, str] | None:
     """The file that decides, with its template. Raises: CheckpointError."""
     processor, others = folder / "processor_config.json", sorted((folder / _OTHERS).glob("*.jinja"))
+    if (folder / _LEGACY).is_file() and others:
+        raise CheckpointError(
+            f"{folder} has both {_LEGACY} and {_OTHERS}, which transformers refuses, too: it does "
+            f"not say which counts; {_REMEDY}"
+        )
     if processor.is_file() and (text := _field(processor)) is not None:
         return processor, text
     if (folder / _LEGACY).is_file():
-        if others:
-            raise CheckpointError(
-                f"{folder} has {_LEGACY} and {_OTHERS}; transformers refuses both together, so it "
-                f"is not known which counts; {_REMEDY}"
-            )
         if (text := _field(folder / _LEGACY)) is None:
             raise CheckpointError(f"{folder / _LEGACY} has no chat_template")
         return folder / _LEGACY, text

@@ -7,6 +7,7 @@ these, and then other conversations have to come out equal, letter by letter."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ _IMAGE = f"{IMAGE_PLACEHOLDER}\n"
 _QUESTIONS = ("questionAlpha", "questionBeta", "questionGamma")
 _ANSWERS = ("answerDelta", "answerEpsilon")
 _ONE, _TWO, _THREE = _QUESTIONS
+_LIST = re.compile(r"\btype\b.{0,20}\btext\b.{0,20}\btext\b")
+"""A list of parts that was written as if it were a text, perhaps with its quotes escaped."""
 _ODD = "Is \"it\" {{ 7 * 7 }} {% x %} <b>&amp;</b> 'a'\\n?\n\n- é 猫 🐈 </s>"
 """A template that counts, escapes, cuts or repeats texts shows it here."""
 
@@ -132,8 +135,7 @@ def _by_form(texts: tuple[Texts, Texts], bos: str) -> JinjaTemplate:
     question. Raises: _RefusalError."""
     parts, plain = texts
     without, with_one = parts[_PLAIN].get("text"), parts[_PICTURE].get("text")
-    # A list that is written as if it were a text shows its quotes.
-    if without is None or _ONE not in without or "'type'" in without:
+    if without is None or _ONE not in without or _LIST.search(without):
         refusal = _first_error(parts)
         if "text" not in plain[_PLAIN] or _ONE not in plain[_PLAIN]["text"]:
             raise _RefusalError(_first_error(plain) or refusal or "it does not write the question")
@@ -305,6 +307,8 @@ def _ask_child(request: str) -> dict[str, Any]:
             command, input=request.encode(), capture_output=True, timeout=_WALL_SECONDS
         )
         answer: dict[str, Any] = json.loads(done.stdout)
+    except OSError as error:
+        raise _RefusalError(f"no process can be started for it: {error.strerror}") from None
     except (subprocess.TimeoutExpired, ValueError):
         raise _RefusalError(
             f"rendering it did not end within {_CPU_SECONDS} seconds and {_MEMORY >> 20} MiB"
