@@ -180,7 +180,7 @@ def _chat_template(checkpoint: Checkpoint) -> str:
         found = prompt_format(checkpoint)
     except RecompError as error:
         return f"none: {error}"
-    prompt = render(found.template, [Turn("…", images=1)])
+    prompt = render(found.template, [Turn("…", images=1)]).text
     return f"{found.source}: {json.dumps(prompt, ensure_ascii=False)}"
 
 

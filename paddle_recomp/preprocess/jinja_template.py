@@ -166,7 +166,7 @@ def _pieces(texts: Texts, bos: str, as_parts: bool) -> JinjaTemplate:
     if any(IMAGE_PLACEHOLDER in text for key, text in asdict(pieces).items() if key != "image"):
         raise _RefusalError(f"it writes {IMAGE_PLACEHOLDER} where there is no picture")
     for probe in _CHECKS:
-        given = render(pieces, probe.turns)
+        given = render(pieces, probe.turns).text
         if given != found[probe]:
             raise _RefusalError(f"for {probe.name} {_difference(found[probe], given)}")
     return JinjaTemplate(pieces, begins)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_recomp.errors import CheckpointError, MissingDependencyError
-from paddle_recomp.preprocess import TEMPLATES, ChatTemplate, Turn, jinja_template, render
+from paddle_recomp.preprocess import TEMPLATES, ChatTemplate, Turn, jinja_template
+from paddle_recomp.preprocess import render as render_prompt
 from paddle_recomp.preprocess.jinja_template import JinjaTemplate, read_jinja
 from tests.golden import template_cases as cases
 
@@ -23,6 +24,10 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 def turns_of(dialogue: cases.Dialogue) -> list[Turn]:
     return [Turn(*turn) for turn in dialogue]
+
+
+def render(template: ChatTemplate, turns: list[Turn]) -> str:
+    return render_prompt(template, turns).text
 
 
 def read(source: str, tokens: dict[str, str] = TOKENS) -> JinjaTemplate:
@@ -129,8 +134,7 @@ def test_any_pieces_come_back_from_messages_of_text(pieces: ChatTemplate) -> Non
     assert found.image == "<image>\n"
     for dialogue in cases.DIALOGUES.values():
         asked = [(("<image>\n" * n) + q, a, 0) for q, a, n in dialogue]
-        expected = written_plainly(pieces, asked)
-        assert render(found, turns_of(dialogue)) == expected
+        assert render(found, turns_of(dialogue)) == written_plainly(pieces, asked)
 
 
 def written_plainly(pieces: ChatTemplate, dialogue: cases.Dialogue) -> str:
