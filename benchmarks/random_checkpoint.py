@@ -40,9 +40,7 @@ CLIP_TEXT_L = TextTowerSpec(49408, 77, 768, 3072, 12, 12, "quick_gelu", 1e-5, 76
 
 def _llava(language: LanguageModelSpec) -> ModelSpec:
     projector = ProjectorSpec("mlp2x_gelu", 1024, language.hidden_size, True, "gelu")
-    return ModelSpec(
-        VIT_L_336, CLIP_TEXT_L, projector, language, 32000, -2, "default", "llava_hf", "llava_hf"
-    )
+    return ModelSpec(VIT_L_336, CLIP_TEXT_L, projector, language, 32000, -2, "default", "llava_hf")
 
 
 def _llama(width: int, inner: int, layers: int, heads: int, kv_heads: int) -> LanguageModelSpec:

@@ -47,7 +47,7 @@ def export(
             raise ModuleNotFoundError(f"there is no module {package!r}", name=package)
     if plan.paddle_int8 is not None:
         check_interpreter(plan.paddle_int8)
-    checkpoint = find_checkpoint(plan.model, plan.clip)
+    checkpoint = find_checkpoint(plan.model, plan.clip, plan.template)
     # The small files come first, so that a fault in them is found before minutes of work.
     ClipTokenizer.from_folder(checkpoint.clip_dir)
     LanguageTokenizer.from_folder(checkpoint.model_dir)

@@ -14,9 +14,9 @@ from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, write_chec
 from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
-from paddle_recomp.preprocess import TEMPLATES, ClipTokenizer, LanguageTokenizer
+from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import image_processor
+from paddle_recomp.vlm.loading import image_processor, language_side
 
 from .accuracy import TOWERS
 from .calibration import Quantisation, Samples
@@ -30,9 +30,11 @@ CLIP_TOKENIZER, LANGUAGE_TOKENIZER = "clip/tokenizer.json", "llm/tokenizer.json"
 
 def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, Any]:
     """The fields of recomp.json that do not depend on the files."""
+    facts = facts_of(checkpoint, plan.config.towers.question_source)
     return {
         "format": FORMAT,
-        "requires": [],
+        # A reader that ignored it would prompt the model wrongly.
+        "requires": ["before_words"] if "before_words" in facts["prompt"]["template"] else [],
         "made_by": {
             "paddle_recomp": __version__,
             **{key: metadata.version(key) for key in ("paddlepaddle", "paddle2onnx", "onnx")},
@@ -40,7 +42,7 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
         },
         "precision": plan.precision,
         "operators": plan.operators,
-        **facts_of(checkpoint, plan.config.towers.question_source),
+        **facts,
         # `question.source` is the home of the other switch.
         "towers": {k: v for k, v in asdict(plan.config.towers).items() if k != "question_source"},
         "graphs": {
@@ -94,7 +96,7 @@ def _question(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
 
 
 def _prompt(checkpoint: Checkpoint) -> dict[str, Any]:
-    tokenizer = LanguageTokenizer.from_folder(checkpoint.model_dir)
+    tokenizer, template = language_side(checkpoint)
     return {
         "tokenizer": LANGUAGE_TOKENIZER,
         "bos_token_id": tokenizer.bos_token_id,
@@ -102,7 +104,7 @@ def _prompt(checkpoint: Checkpoint) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         "image_token_id": tokenizer.image_token_id,
         "silent_ids": list(tokenizer.silent_ids),
-        "template": asdict(TEMPLATES[checkpoint.spec.chat_template]),
+        "template": {k: v for k, v in asdict(template).items() if v or k != "before_words"},
     }
 
 

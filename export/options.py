@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paddle_recomp.commands.options import ClipOption, CompressionOptions, check_folder_of
+from paddle_recomp.commands.options import (
+    ClipOption,
+    CompressionOptions,
+    TemplateOption,
+    check_folder_of,
+)
 from paddle_recomp.compression.config import PRESETS, CompressionConfig
 from paddle_recomp.errors import ConfigError
 
@@ -74,6 +79,7 @@ class ExportOptions:
     ] = "demo"
     output: Annotated[Path | None, typer.Option("--out", help="The bundle's folder.")] = None
     clip: ClipOption = None
+    chat_template: TemplateOption = None
     compression: CompressionOptions
     also: Annotated[
         list[str] | None,
@@ -142,6 +148,7 @@ class ExportOptions:
         return ExportPlan(
             model=self.model,
             clip=self.clip,
+            template=self.chat_template,
             config=config,
             also=tuple(_beside(config, name) for name in self.also or ()),
             precision=self.precision,

@@ -26,6 +26,8 @@ class ExportPlan:
     """A folder, or a name of the embedded model."""
     clip: str | Path | None = None
     """A folder; None: the folder `clip` in the model's."""
+    template: str | None = None
+    """The chat template in place of the checkpoint's own: a name, or a file."""
     config: CompressionConfig = field(default_factory=CompressionConfig)
     also: tuple[CompressionConfig, ...] = ()
     """Configurations of further compress graphs over the same vision graph; that of `config` is the

@@ -19,10 +19,10 @@ from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
-from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
+from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
 from paddle_recomp.vlm.front_end import pad_words
-from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor
+from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor, language_side
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
@@ -60,13 +60,17 @@ TOLERANCES = {
 
 
 def verify_bundle(
-    folder: Path, model: str | Path, clip: str | Path | None = None, images: Path | None = None
+    folder: Path,
+    model: str | Path,
+    clip: str | Path | None = None,
+    images: Path | None = None,
+    template: str | None = None,
 ) -> list[Comparison]:
     """Runs both on the same pictures and questions, each image with another budget.
 
     Raises: BundleError, CheckpointError, VerificationError when the bundle belongs to another
     checkpoint; FeatureError for NaN or infinity."""
-    bundle, checkpoint = open_bundle(folder), find_checkpoint(model, clip)
+    bundle, checkpoint = open_bundle(folder), find_checkpoint(model, clip, template)
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
@@ -97,7 +101,7 @@ def verify_bundle(
 
 def _words(checkpoint: Checkpoint, questions: Sequence[str]) -> Arrays:
     """word_embeds [B, W, D] and word_mask [B, W] of questions, for compressors that read them."""
-    tokenizer = LanguageTokenizer.from_folder(checkpoint.model_dir)
+    tokenizer, _ = language_side(checkpoint)
     table = checkpoint.parameter("language_model", "embed_tokens.weight")
     ids = [tokenizer.encode_words(question) for question in questions]
     embeds, mask = pad_words([table[one].astype(np.float32) for one in ids])

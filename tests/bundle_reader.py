@@ -39,7 +39,7 @@ class Reader:
         lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         self.sums = {line[66:]: line[:64] for line in lines}
         self.recomp: dict[str, Any] = json.loads(self.read("recomp.json"))
-        if self.recomp["format"] != 2 or self.recomp["requires"]:
+        if self.recomp["format"] != 2 or set(self.recomp["requires"]) - {"before_words"}:
             raise ValueError("this reader knows format 2, and nothing that is required beyond it")
         self.graphs = {
             **self.recomp["graphs"],
@@ -131,11 +131,13 @@ class Reader:
         for asked, answer, pictures in turns:
             question = asked.strip()
             parts.append((pieces["before_question"], False))
+            words = (pieces.get("before_words", ""), False)
             if pictures and question.count(PLACE) == pictures:
+                parts.append(words)
                 for number, text in enumerate(question.split(PLACE)):
                     parts += [(PLACE, False)] * (number > 0) + [(text, True)]
             else:
-                parts += [(pieces["image"] * pictures, False), (question, True)]
+                parts += [(pieces["image"] * pictures, False), words, (question, True)]
             parts.append((pieces["after_question"], False))
             if answer is not None:
                 parts += [(pieces["before_answer"], False), (answer, True)]

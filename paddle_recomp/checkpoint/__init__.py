@@ -10,6 +10,7 @@ from paddle_recomp.checkpoint.spec import (
     TextTowerSpec,
     VisionTowerSpec,
 )
+from paddle_recomp.checkpoint.templates import PromptFormat, prompt_format
 
 __all__ = [
     "PARTS",
@@ -17,7 +18,9 @@ __all__ = [
     "LanguageModelSpec",
     "ModelSpec",
     "ProjectorSpec",
+    "PromptFormat",
     "TextTowerSpec",
     "VisionTowerSpec",
     "open_checkpoint",
+    "prompt_format",
 ]

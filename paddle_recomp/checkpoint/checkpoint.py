@@ -33,6 +33,8 @@ class Checkpoint:
     model_dir: Path
     clip_dir: Path
     _parts: Parts
+    chat_template: str | None = None
+    """The chat template that was asked for in place of its own: a name, or a file."""
 
     def parameters(self, part: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         """Each canonical name of a part with its array, shaped as `expected` says, in the order of
@@ -84,9 +86,11 @@ class Checkpoint:
         return self._parts[part]
 
 
-def open_checkpoint(model: Path, clip: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: Path, clip: Path | None = None, chat_template: str | None = None
+) -> Checkpoint:
     """Reads the configs and the headers of both folders and verifies them; loads no weights.
-    `clip` is `<model>/clip` when it is not given.
+    `clip` is `<model>/clip` when it is not given. `chat_template` is looked at by `prompt_format`.
 
     Raises: CheckpointNotFoundError for folders and files that are not there; CheckpointError for
     anything in them that is not as it should be."""
@@ -124,4 +128,4 @@ def open_checkpoint(model: Path, clip: Path | None = None) -> Checkpoint:
         parts.get("language_model", {}).pop("lm_head.weight", None)
     for part in ("projector", "language_model"):
         check_part(model, part, parts.get(part, {}), expected[part])
-    return Checkpoint(spec, model, clip, parts)
+    return Checkpoint(spec, model, clip, parts, chat_template)

@@ -188,7 +188,6 @@ def _llava_hf(config: Json, overrides: Json, clip: ClipConfig) -> ModelSpec:
         image_token_id=integer(config, token_field, 32000),
         vision_feature_layer=integer(config, "vision_feature_layer", -2),
         select="default",
-        chat_template="llava_hf",
         layout="llava_hf",
     )
 
@@ -227,7 +226,6 @@ def _original(config: Json, overrides: Json, clip: ClipConfig) -> ModelSpec:
         image_token_id=None,
         vision_feature_layer=integer(config, "mm_vision_select_layer", -2),
         select="patch",
-        chat_template="vicuna_v1",
         layout="llava_original",
         pad_to_square=aspect == "pad",
     )

@@ -192,7 +192,6 @@ class ModelSpec:
     """Which hidden state of the vision tower the projector reads, counted from the end."""
     select: Literal["default", "patch"]
     """As the layout spells it; both mean that the class token is dropped."""
-    chat_template: Literal["vicuna_v1", "llava_hf"]
     layout: Literal["llava_original", "llava_hf"]
     pad_to_square: bool = False
     """Whether the model was trained on images padded, not cropped, to a square."""

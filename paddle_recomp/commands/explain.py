@@ -18,6 +18,7 @@ from paddle_recomp.commands.options import (
     ImagesArgument,
     ModelOption,
     QuestionArgument,
+    TemplateOption,
     with_options,
 )
 from paddle_recomp.commands.reports import working
@@ -36,12 +37,14 @@ def explain(
     ),
     model: ModelOption = "demo",
     clip: ClipOption = None,
+    chat_template: TemplateOption = None,
     compression: CompressionOptions,
     budget: BudgetOptions,
     runtime: ChosenRuntimeOptions,
 ) -> None:
     """Draw which patches of each IMAGE are kept for QUESTION, without the language model."""
-    from paddle_recomp.vlm.loading import chat_template, find, load_front_end
+    from paddle_recomp.vlm.loading import chat_template as template_of
+    from paddle_recomp.vlm.loading import find, load_front_end
 
     config, wanted = compression.build(), budget.build()
     if not images:
@@ -50,7 +53,7 @@ def explain(
     console = Console(stderr=True)
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
-            found = find(model, clip, compress=runtime.compress)
+            found = find(model, clip, compress=runtime.compress, template=chat_template)
             front_end = load_front_end(
                 found,
                 config,
@@ -60,7 +63,7 @@ def explain(
             )
         with working(console, "compressing"):
             asked, source = check_question(question, len(images)), front_end.question_source
-            text = clip_text(asked, len(images), chat_template(found), source)
+            text = clip_text(asked, len(images), template_of(found), source)
             (chosen,) = front_end.compress([front_end.see(images)], [text], wanted)
     processor = front_end.image_processor
     save_answer(output, pictures, chosen.compressed, front_end.stages, processor, question)

@@ -6,20 +6,21 @@ from rich.console import Console
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.golden import golden_files
-from paddle_recomp.commands.options import ClipOption, JsonOption, ModelArgument
+from paddle_recomp.commands.options import ClipOption, JsonOption, ModelArgument, TemplateOption
 from paddle_recomp.commands.reports import print_bundle, print_checkpoint
 
 
 def info(
     model: ModelArgument = "demo",
     clip: ClipOption = None,
+    chat_template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a checkpoint or a bundle holds, after checking every key, shape and checksum.
     Needs no paddle."""
     from paddle_recomp.vlm.loading import find
 
-    found, console = find(model, clip), Console(highlight=False)
+    found, console = find(model, clip, template=chat_template), Console(highlight=False)
     if isinstance(found, Bundle):
         found.verify()
         found.verify(golden_files(found))

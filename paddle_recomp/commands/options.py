@@ -19,6 +19,7 @@ from paddle_recomp.compression.config import DEFAULT_PRESET, PRESETS, Compressio
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.config import GenerationConfig, TokenBudget, listing
 from paddle_recomp.errors import ConfigError
+from paddle_recomp.preprocess import TEMPLATES
 
 if TYPE_CHECKING:
     from paddle_recomp.vlm.feature_cache import FeatureCache
@@ -51,6 +52,14 @@ ModelOption = Annotated[
 ]
 ClipOption = Annotated[
     Path | None, typer.Option("--clip", help="The CLIP folder; default: MODEL/clip.")
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help=f"For a checkpoint, in place of its own: {listing(TEMPLATES)}, or a Jinja file.",
+    ),
 ]
 LlmOption = Annotated[
     Path | None,
@@ -251,6 +260,7 @@ class AnswerOptions:
 
     model: ModelOption = "demo"
     clip: ClipOption = None
+    chat_template: TemplateOption = None
     llm: LlmOption = None
     compression: CompressionOptions
     budget: TimedBudgetOptions
@@ -280,6 +290,7 @@ class AnswerOptions:
                 run_by.precision,
                 features,
                 run_by.compress,
+                self.chat_template,
             )
 
 

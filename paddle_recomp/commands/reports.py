@@ -14,7 +14,8 @@ from rich.table import Table
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.golden import golden_files
-from paddle_recomp.checkpoint import PARTS, Checkpoint
+from paddle_recomp.checkpoint import PARTS, Checkpoint, prompt_format
+from paddle_recomp.errors import RecompError
 from paddle_recomp.json_files import listed, one_line
 from paddle_recomp.preprocess import Turn, render
 from paddle_recomp.types import Answer, StageInfo, Timing, VisualTokens, num_patches, stage_counts
@@ -150,7 +151,7 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) ->
         "model": str(checkpoint.model_dir),
         "clip": str(checkpoint.clip_dir),
         "patches": spec.vision.num_patches,
-        "chat_template": spec.chat_template,
+        "chat_template": _chat_template(checkpoint),
     }
     if as_json:
         console.print_json(json.dumps({**summary, "parts": parts}))
@@ -170,6 +171,17 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) ->
             _details(part, sizes),
         )
     console.print(table)
+
+
+def _chat_template(checkpoint: Checkpoint) -> str:
+    """Where the chat template is from, and its prompt; or why there is none, which is no reason to
+    hide the rest."""
+    try:
+        found = prompt_format(checkpoint)
+    except RecompError as error:
+        return f"none: {error}"
+    prompt = render(found.template, [Turn("…", images=1)]).text
+    return f"{found.source}: {json.dumps(prompt, ensure_ascii=False)}"
 
 
 def _details(part: str, sizes: dict[str, Any]) -> str:

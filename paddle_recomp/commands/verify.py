@@ -21,14 +21,16 @@ from paddle_recomp.commands.export_tools import export_required
 from paddle_recomp.commands.options import (
     ClipOption,
     RuntimeOptions,
+    TemplateOption,
     check_folder_of,
     with_options,
 )
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.json_files import one_line
 
-Compare = Callable[[Path, str, Path | None, Path | None], list[Comparison]]
-"""A bundle, its checkpoint, the CLIP of that and a folder of pictures -> all comparisons."""
+Compare = Callable[[Path, str, Path | None, Path | None, str | None], list[Comparison]]
+"""A bundle, its checkpoint, the CLIP of that, a folder of pictures and a chat template -> all
+comparisons."""
 
 FORMATS = {"difference": ".2e", "cosine": ".6f"}
 
@@ -50,6 +52,7 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
             ),
         ] = None,
         clip: ClipOption = None,
+        chat_template: TemplateOption = None,
         pictures: Annotated[
             Path | None, typer.Option("--images", help="A folder of pictures to compare on.")
         ] = None,
@@ -73,14 +76,16 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
         check_folder_of(report)
         with quiet_paddle(), warnings_as_lines():
             if model is None:
-                if clip is not None or pictures is not None:
-                    raise ConfigError("--clip and --images go with a checkpoint: add --model DIR")
+                if (clip, pictures, chat_template) != (None, None, None):
+                    raise ConfigError(
+                        "--clip, --images and --chat-template go with a checkpoint: add --model DIR"
+                    )
                 rows = replay(folder, runtime, exact)
             elif exact or runtime != RuntimeOptions():
                 raise ConfigError("with --model, everything that runs the bundle here is compared")
             else:
                 with export_required():
-                    rows = load()(folder, model, clip, pictures)
+                    rows = load()(folder, model, clip, pictures, chat_template)
         _report(folder, rows, report, quiet)
 
     app.command()(verify)

@@ -2,7 +2,6 @@
 
 from paddle_recomp.preprocess.chat_template import (
     IMAGE_PLACEHOLDER,
-    TEMPLATES,
     ChatTemplate,
     Part,
     Prompt,
@@ -16,6 +15,7 @@ from paddle_recomp.preprocess.chat_template import (
 )
 from paddle_recomp.preprocess.image_processor import Box, ImageProcessor, crop_box
 from paddle_recomp.preprocess.images import ImageSource, load_image
+from paddle_recomp.preprocess.known_templates import TEMPLATES
 from paddle_recomp.preprocess.prompt_ids import IMAGE_TOKEN
 from paddle_recomp.preprocess.tokenizers import (
     ClipTokenizer,

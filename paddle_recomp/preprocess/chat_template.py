@@ -3,7 +3,7 @@ expects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -11,11 +11,6 @@ from paddle_recomp.errors import QuestionError
 
 IMAGE_PLACEHOLDER = "<image>"
 """Where the visual tokens of a picture go in a prompt."""
-
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 
 @dataclass(frozen=True)
@@ -32,32 +27,13 @@ class ChatTemplate:
     image: str = f"{IMAGE_PLACEHOLDER}\n"
     """Stands in front of a question once for each picture that has no place of its own in it."""
     before_words: str = ""
+    """Stands in front of every question, behind its pictures."""
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All of its pieces."""
         values = (getattr(self, item.name) for item in fields(self))
         return tuple(value for value in values if isinstance(value, str))
-
-
-TEMPLATES: Mapping[str, ChatTemplate] = {
-    # LLaVA 1.5 as its authors published it: a system prompt, each answer closed by `</s>`.
-    "vicuna_v1": ChatTemplate(
-        begin=f"{VICUNA_SYSTEM} ",
-        before_question="USER: ",
-        after_question=" ASSISTANT:",
-        before_answer=" ",
-        after_answer="</s>",
-    ),
-    # The template of the llava-1.5 checkpoints in the transformers layout: no system prompt.
-    "llava_hf": ChatTemplate(
-        begin="",
-        before_question="USER: ",
-        after_question=" ASSISTANT:",
-        before_answer=" ",
-        after_answer=" ",
-    ),
-}
 
 
 PartKind = Literal["template", "said", "picture"]

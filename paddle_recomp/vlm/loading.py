@@ -10,14 +10,13 @@ from pathlib import Path
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import PIPELINE, Graph
-from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
+from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint, prompt_format
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.json_files import shown
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import (
-    TEMPLATES,
     ChatTemplate,
     ClipTokenizer,
     ImageProcessor,
@@ -38,15 +37,18 @@ OnBytes = Callable[[int], None]
 """Hears the bytes of each piece that was loaded."""
 
 
-def find_checkpoint(model: str | Path, clip: str | Path | None = None) -> Checkpoint:
-    """Opens a checkpoint folder, or that of the embedded model by either of its names.
+def find_checkpoint(
+    model: str | Path, clip: str | Path | None = None, template: str | None = None
+) -> Checkpoint:
+    """Opens a checkpoint folder, or that of the embedded model by either of its names. `template`
+    is the name or the file of the chat template to use in place of its own.
 
     Raises: CheckpointNotFoundError, CheckpointError; ConfigError for a CLIP that it has itself."""
     if str(model) in (DEMO, DEMO_CHECKPOINT):
         if clip is not None:
             raise ConfigError(f"{model} has a CLIP of its own; --clip {clip} is for other folders")
-        return open_checkpoint(demo_folder() / "llava", demo_folder() / "clip")
-    return open_checkpoint(Path(model), None if clip is None else Path(clip))
+        return open_checkpoint(demo_folder() / "llava", demo_folder() / "clip", template)
+    return open_checkpoint(Path(model), None if clip is None else Path(clip), template)
 
 
 def find(
@@ -54,10 +56,12 @@ def find(
     clip: str | Path | None = None,
     llm: str | Path | None = None,
     compress: str | None = None,
+    template: str | None = None,
 ) -> Checkpoint | Bundle:
     """Opens a folder: as a bundle if it has a recomp.json, else as a checkpoint. `demo` is the
     embedded bundle, `demo-checkpoint` the checkpoint of that bundle. For a bundle, `clip` goes with
-    `llm`, and `compress` names one of its compressors.
+    `llm`, and `compress` names one of its compressors; for a checkpoint, `template` is as for
+    `find_checkpoint`.
 
     Raises: as `find_checkpoint` and `open_bundle`."""
     folder = demo_bundle_folder() if str(model) == DEMO else Path(model)
@@ -66,7 +70,12 @@ def find(
             raise ConfigError(
                 f"{model} is a checkpoint; a compressor {compress!r} is chosen for a bundle"
             )
-        return find_checkpoint(model, clip)
+        return find_checkpoint(model, clip, template)
+    if template is not None:
+        raise ConfigError(
+            f"{model} is a bundle and has its chat template in it; --chat-template "
+            f"{shown(template)} is for checkpoints"
+        )
     if clip is not None and llm is None:
         raise ConfigError(f"{model} is a bundle and has its CLIP in it; --clip {clip} has no use")
     return open_bundle(folder, compress)
@@ -83,16 +92,18 @@ def load(
     precision: str | None = None,
     cache: FeatureCache | None = None,
     compress: str | None = None,
+    template: str | None = None,
 ) -> VLM:
     """A runner for a checkpoint, in eager Paddle, or for a bundle, in ONNX Runtime. If a bundle was
     exported without its language model, `llm` is the folder of its checkpoint (with `clip`, as for
     any checkpoint), whose language model runs in eager Paddle. `backend` and `precision` choose the
     runtime of a bundle's visual encoder, and `cache` remembers seen pictures; see `load_front_end`.
-    `compress` chooses among the compressors of a bundle.
+    `compress` chooses among the compressors of a bundle. `template` is the chat template of a
+    checkpoint in place of its own: a name of `preprocess.TEMPLATES`, or a file.
 
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_front_end`."""
-    found = find(model, clip, llm, compress)
+    found = find(model, clip, llm, compress, template)
     if isinstance(found, Bundle):
         front_end, answerer = _load_bundle(
             found, llm, clip, config, device, on_progress, backend, precision, cache
@@ -119,9 +130,7 @@ def _load_checkpoint(
     on_bytes = _counter(sum(checkpoint.num_bytes(part) for part in PARTS), on_progress)
     front_end = load_front_end(checkpoint, config, device, on_bytes, backend, precision, cache)
     model = _paddle_llama(checkpoint, device, on_bytes)
-    template = chat_template(checkpoint)
-    words = LanguageTokenizer.from_folder(checkpoint.model_dir, template)
-    return front_end, Answerer(model, words, template)
+    return front_end, Answerer(model, *language_side(checkpoint))
 
 
 def _load_bundle(
@@ -188,7 +197,20 @@ def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
     """The template that a model was trained on."""
     if isinstance(model, Bundle):
         return model.template
-    return TEMPLATES[model.spec.chat_template]
+    return language_side(model)[1]
+
+
+def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTemplate]:
+    """The tokenizer of a checkpoint's language model, and its chat template.
+
+    The token that begins a text is the tokenizer's, and no piece has it, even where the template in
+    the checkpoint writes it; unless the tokenizer adds none: then it is the template's.
+
+    Raises: CheckpointError, ConfigError, MissingDependencyError; as `prompt_format`."""
+    wanted = prompt_format(checkpoint)
+    written = replace(wanted.template, begin=wanted.beginning + wanted.template.begin)
+    words = LanguageTokenizer.from_folder(checkpoint.model_dir, written)
+    return words, written if words.bos_token_id is None else wanted.template
 
 
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:

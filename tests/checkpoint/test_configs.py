@@ -146,7 +146,7 @@ def test_published_llava_hf_takes_the_defaults_of_7b(tmp_path: Path) -> None:
     assert spec.vision.num_patches == 576
     assert spec.projector == ProjectorSpec("mlp2x_gelu", 1024, 4096, True, "gelu")
     assert (spec.image_token_id, spec.vision_feature_layer, spec.select) == (32000, -2, "default")
-    assert (spec.layout, spec.chat_template) == ("llava_hf", "llava_hf")
+    assert spec.layout == "llava_hf"
     assert not spec.pad_to_square
     assert language(tmp_path).rms_norm_eps == 1e-6
     assert language(tmp_path).max_positions == 2048
@@ -160,7 +160,7 @@ def test_original_layout(tmp_path: Path) -> None:
     assert spec.vision == VISION_LARGE_336
     assert spec.projector == ProjectorSpec("mlp2x_gelu", 1024, 4096, True, "gelu")
     assert (spec.image_token_id, spec.vision_feature_layer, spec.select) == (None, -2, "patch")
-    assert (spec.layout, spec.chat_template) == ("llava_original", "vicuna_v1")
+    assert spec.layout == "llava_original"
     assert spec.pad_to_square
     write_json(tmp_path / "config.json", {**config, "model_type": "llava_llama"})
     assert read_model_config(tmp_path, LARGE_336) == spec

@@ -53,7 +53,6 @@ SPEC = ModelSpec(
     -2,
     "default",
     "llava_hf",
-    "llava_hf",
 )
 
 

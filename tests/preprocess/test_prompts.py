@@ -68,7 +68,7 @@ def test_llava_hf_is_the_template_of_the_checkpoints() -> None:
         assert render(LLAVA_HF, dialogue).text == expected
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ["vicuna_v1", "llava_hf"])
 def test_spoken_ends_with_the_last_answer(name: str) -> None:
     template = TEMPLATES[name]
     text = spoken(template, [*CHAT[:1], Turn("Why?", "So.")]).text

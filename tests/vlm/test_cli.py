@@ -78,6 +78,9 @@ def bad(tmp_path: Path) -> Path:
         (["ask", "{ok}", QUESTION, "--clip", "{bad}"], "demo is a bundle and has its CLIP"),
         (["ask", "{ok}", QUESTION, *CHECKPOINT, "--clip", "{bad}"], "demo-checkpoint has a CLIP"),
         (["info", "--clip", "{bad}"], "demo is a bundle and has its CLIP"),
+        (["ask", "{ok}", QUESTION, "--chat-template", "qwen_2"], "has its chat template in it"),
+        (["ask", "{ok}", QUESTION, *CHECKPOINT, "--chat-template", "x"], "name one: --chat-templ"),
+        (["verify", "{bad}/folder", "--chat-template", "x"], "go with a checkpoint: add --model"),
         (["ask", "{ok}", QUESTION, "--ttft-ms", "0"], "ttft_ms is 0"),
         (["ask", "{ok}", QUESTION, "--ttft-ms", "9", "--full"], "exclude"),
         (["ask", "{ok}"], "no question, only the file"),
@@ -212,6 +215,13 @@ def test_info_needs_no_paddle(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "256" in out
     assert "vision tower" in out
+    assert r'chat_template: chat_template.json: "USER: <image>\n… ASSISTANT:"' in out
+    assert main(["info", DEMO_CHECKPOINT, "--chat-template", "mistral_instruct"]) == 0
+    assert (
+        r'chat_template: mistral_instruct: "[INST] <image>\n… [/INST]"' in capsys.readouterr().out
+    )
+    assert main(["info", DEMO_CHECKPOINT, "--chat-template", "nothing"]) == 0
+    assert 'chat_template: none: there is no chat template "nothing"' in capsys.readouterr().out
     assert main(["info", DEMO_CHECKPOINT, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"]["vision_tower"]["num_layers"] > 0
 

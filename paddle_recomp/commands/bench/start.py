@@ -18,6 +18,7 @@ from paddle_recomp.commands.options import (
     JsonOption,
     LlmOption,
     ModelArgument,
+    TemplateOption,
     loading_bar,
     with_options,
 )
@@ -47,6 +48,7 @@ def bench(
         int, typer.Option("--repeats", help="How often everything is measured.")
     ] = 3,
     clip: ClipOption = None,
+    chat_template: TemplateOption = None,
     llm: LlmOption = None,
     runtime: ChosenRuntimeOptions,
     as_json: JsonOption = False,
@@ -64,7 +66,7 @@ def bench(
         config = replace(config, questions=(question[0], question[-1]))
     picture = image or next(iter(demo_pictures()))
     load_image(picture)
-    found = find(model, clip, llm, runtime.compress)
+    found = find(model, clip, llm, runtime.compress, chat_template)
     config.budgets(
         found.num_patches if isinstance(found, Bundle) else found.spec.vision.num_patches
     )
@@ -82,6 +84,7 @@ def bench(
                 backend,
                 precision,
                 compress=runtime.compress,
+                template=chat_template,
             )
         with progress_bar(console, "measuring") as on_answer:
             report = measure(vlm, picture, config, on_answer)
