@@ -320,5 +320,6 @@ def _paddle_files(graphs: Mapping[str, Any]) -> dict[Graph, tuple[str, str]]:
 
 
 def _known(kind: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass among those of an object, which may have others."""
-    return {field.name: about[field.name] for field in fields(kind)}
+    """The fields of a dataclass among those of an object, which may have others, and may lack those
+    that the schema lets it lack."""
+    return {field.name: about[field.name] for field in fields(kind) if field.name in about}
