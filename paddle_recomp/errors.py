@@ -4,6 +4,10 @@
 class RecompError(Exception):
     """Base of all errors whose message is meant for the user, as one line."""
 
+    def __str__(self) -> str:
+        # A value in the message may have line ends in it.
+        return " ".join(super().__str__().split())
+
 
 class ConfigError(RecompError, ValueError):
     """An unknown option, or a value outside what the option allows."""

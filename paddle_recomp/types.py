@@ -3,7 +3,7 @@ P joint width, M token capacity, D language-model width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -106,7 +106,8 @@ def num_patches(*pictures: VisualTokens) -> int:
 @dataclass(frozen=True)
 class Timing:
     """Seconds spent in each step of one answer, or of the batch that it was a part of; `vision` is
-    0 where no picture was new."""
+    0 where no picture was new. The time that the reader of a stream takes between its pieces is in
+    none of them."""
 
     vision: float = 0.0
     text: float = 0.0
@@ -152,28 +153,51 @@ class Answer:
         return sum(self.stage_counts.values())
 
 
+def _nothing() -> Answer:
+    """The remains of an answer that was cut short before its first token."""
+    return Answer(
+        text="",
+        token_ids=(),
+        stage_counts={},
+        num_patches=0,
+        timing=Timing(),
+        compressed=(),
+        finish_reason="cancelled",
+        logprobs=(),
+    )
+
+
 class AnswerStream:
     """Pieces of an answer as they are generated. `cancel`, leaving the loop, an interrupt or an
     error in it cut the answer short. `answer` is there once the stream has ended in any way, unless
-    that was before the first token."""
+    that was before the first token; `finish` gives an answer even then."""
 
     def __init__(self, write: Callable[[AnswerStream], Iterator[str]]) -> None:
         """`write` gives the pieces, and leaves the answer here when it ends or is closed."""
         self.answer: Answer | None = None
         self.cancelled = False
         self._pieces = write(self)
+        self._error: Exception | None = None
 
     def cancel(self) -> None:
         """Ends the answer after the token that is being generated. Any thread may call it."""
         self.cancelled = True
 
-    def __iter__(self) -> Iterator[str]:
-        # Whoever leaves a loop closes this generator, and that closes the one behind it.
-        yield from self._pieces
+    def __iter__(self) -> Generator[str, None, None]:
+        try:
+            # Whoever leaves a loop closes this generator, and that closes the one behind it.
+            yield from self._pieces
+        except Exception as error:
+            self._error = error
+            raise
 
     def finish(self) -> Answer:
-        """The answer, after all its remaining pieces."""
+        """The answer, after all its remaining pieces. Where the stream was cut short before the
+        first token, that is an answer without text, pictures and times, `cancelled`.
+
+        Raises: as the pieces do; the same error again where one has ended the stream before."""
         for _ in self:
             pass
-        assert self.answer is not None
-        return self.answer
+        if self.answer is None and self._error is not None:
+            raise self._error
+        return self.answer or _nothing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from paddle_recomp.checkpoint.layouts import (
 from paddle_recomp.checkpoint.names import VISUAL_PROJECTION, expected_shapes, vision_tower
 from paddle_recomp.checkpoint.shards import read_weights
 from paddle_recomp.checkpoint.spec import PARTS, ModelSpec
-from paddle_recomp.checkpoint.tensors import load
+from paddle_recomp.checkpoint.tensors import load, stored_bytes
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
 
 
@@ -79,6 +80,18 @@ class Checkpoint:
 
         Raises: CheckpointError for an unknown part."""
         return tuple(sorted({tensor.dtype for tensor in self._part(part).values()}))
+
+    def fingerprint(self) -> str:
+        """A checksum that tells checkpoints apart without reading all of them: of the name, shape
+        and type of every tensor, and of its first 4096 bytes as they are stored.
+
+        Raises: CheckpointError when a file has gone meanwhile."""
+        digest = hashlib.sha256()
+        for part in PARTS:
+            for name, tensor in sorted(self._parts[part].items()):
+                digest.update(f"{part} {name} {tensor.dtype} {tensor.shape} ".encode())
+                digest.update(stored_bytes(tensor, 4096))
+        return digest.hexdigest()
 
     def _part(self, part: str) -> dict[str, Any]:
         if part not in PARTS:

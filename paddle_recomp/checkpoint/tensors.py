@@ -102,3 +102,15 @@ def load(tensor: StoredTensor) -> np.ndarray[Any, Any]:
     wide = view.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
+
+
+def stored_bytes(tensor: StoredTensor, most: int) -> bytes:
+    """The first bytes of a tensor as they are stored, at most so many.
+
+    Raises: CheckpointError when the file has gone."""
+    try:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.offset)
+            return file.read(min(most, tensor.nbytes))
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: {tensor.key} cannot be read: {error}") from error

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from PIL import Image
-from rich.console import Console
 
 from paddle_recomp.commands.console import progress_bar, quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.options import (
@@ -17,13 +15,13 @@ from paddle_recomp.commands.options import (
     ImagesArgument,
     JsonOption,
     QuestionArgument,
-    check_folder_of,
     with_options,
 )
+from paddle_recomp.commands.printing import PlainConsole, write_json
 from paddle_recomp.commands.reports import answer_dict, print_answer, working
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.explain import save_answer
-from paddle_recomp.preprocess import check_question, load_image
+from paddle_recomp.explain import check_output, save_answer
+from paddle_recomp.preprocess import check_question, crop_box, load_image
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
 
@@ -40,7 +38,7 @@ def ask(
     """Answer QUESTION about one IMAGE, several, or none."""
     budget, generation = options.budget.build(), options.generation.build()
     pictures = check_inputs(images, question, overlay)
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     features = None if options.cache is None else FeatureCache(folder=options.cache)
     with quiet_paddle(), warnings_as_lines() as seen_warnings:
         vlm = options.load(console, features)
@@ -50,9 +48,11 @@ def ask(
         with working(console, "answering"):
             answer = vlm.ask(images, question, budget, generation)
     if as_json:
-        typer.echo(json.dumps(answer_dict(images, question, answer, seen_warnings), indent=2))
+        boxes = [crop_box(picture.size, vlm.front_end.image_processor) for picture in pictures]
+        found = answer_dict(images, boxes, question, answer, vlm)
+        write_json({**found, "warnings": seen_warnings})
     else:
-        print_answer(Console(highlight=False), answer)
+        print_answer(answer)
     if overlay is not None:
         processor = vlm.front_end.image_processor
         kept = answer.compressed, answer.stages
@@ -69,5 +69,6 @@ def check_inputs(images: Sequence[Path], question: str, output: Path | None) -> 
         raise ConfigError(f"{output}: there is no picture to draw on")
     check_question(question, len(images))
     pictures = [load_image(image) for image in images]
-    check_folder_of(output)
+    if output is not None:
+        check_output(output)
     return pictures

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
@@ -19,10 +18,11 @@ from paddle_recomp.commands.options import (
     loading_bar,
     with_options,
 )
+from paddle_recomp.commands.printing import PlainConsole
 from paddle_recomp.commands.reports import STEPS, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.explain import draw_answer
+from paddle_recomp.explain import draw_answer, save
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.demo import DemoQuestion, demo_pictures
 from paddle_recomp.vlm.front_end import SeenImage
@@ -46,20 +46,27 @@ def demo(
     """Ask the embedded model questions about the pictures that ship with it."""
     from paddle_recomp.vlm.loading import load
 
-    wanted, console = budget.build(), Console(highlight=False)
+    wanted, console = budget.build(), PlainConsole()
+    make_folder(output)
     with quiet_paddle(), warnings_as_lines():
-        with loading_bar(Console(stderr=True), model) as on_progress:
+        with loading_bar(PlainConsole(stderr=True), model) as on_progress:
             vlm = load(model, None, None, device, on_progress, llm)
         run_demo(vlm, wanted, output, console)
 
 
-def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> None:
-    """Asks two questions about each of several pictures, seen once; prints a table of what was
-    kept and how long it took, and writes an overlay for each question into `output`."""
+def make_folder(path: Path) -> None:
+    """Raises: ConfigError when there cannot be a folder at this path."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be a folder: {error.strerror}") from error
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be a folder: {error}") from error
+
+
+def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: PlainConsole) -> None:
+    """Asks two questions about each of several pictures, seen once; prints a table of what was
+    kept and how long it took, and writes an overlay for each question into the folder `output`.
+
+    Raises: ConfigError when an overlay cannot be written."""
     # The first run of a kernel includes its set-up, which a demonstration should not show.
     first = next(iter(demo_pictures()))
     vlm.ask(first, "what is it?", budget, GenerationConfig(max_new_tokens=2))
@@ -69,15 +76,15 @@ def run_demo(vlm: VLM, budget: TokenBudget, output: Path, console: Console) -> N
     console.print()
     console.print(_timing_table(answers))
     console.print()
-    console.print(_saving(answers))
+    console.say(_saving(answers))
     for number, (asked, answer, seen) in enumerate(answers, start=1):
         path = output / f"{number}-{asked.picture.stem}.png"
         processor = vlm.front_end.image_processor
         drawn = draw_answer(
             [seen.picture], answer.compressed, answer.stages, processor, asked.question, answer.text
         )
-        drawn.save(path)
-        console.print(f"overlay: {path}", markup=False, soft_wrap=True)
+        save(drawn, path)
+        console.say(f"overlay: {path}")
 
 
 def _ask_all(vlm: VLM, budget: TokenBudget) -> Iterator[tuple[DemoQuestion, Answer, SeenImage]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from paddle_recomp.commands.ask import check_inputs
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
@@ -21,6 +20,7 @@ from paddle_recomp.commands.options import (
     TemplateOption,
     with_options,
 )
+from paddle_recomp.commands.printing import PlainConsole, write_text
 from paddle_recomp.commands.reports import working
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import save_answer
@@ -50,7 +50,7 @@ def explain(
     if not images:
         raise ConfigError("there is no picture to explain; expected IMAGE and QUESTION")
     pictures = check_inputs(images, question, output)
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with quiet_paddle(), warnings_as_lines():
         with working(console, f"loading {model}"):
             found = find(model, clip, compress=runtime.compress, template=chat_template)
@@ -67,4 +67,4 @@ def explain(
             (chosen,) = front_end.compress([front_end.see(images)], [text], wanted)
     processor = front_end.image_processor
     save_answer(output, pictures, chosen.compressed, front_end.stages, processor, question)
-    typer.echo(output)
+    write_text(str(output))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.commands.options import ClipOption, JsonOption, ModelArgument, TemplateOption
+from paddle_recomp.commands.printing import PlainConsole
 from paddle_recomp.commands.reports import print_bundle, print_checkpoint
 
 
@@ -20,7 +19,7 @@ def info(
     Needs no paddle."""
     from paddle_recomp.vlm.loading import find
 
-    found, console = find(model, clip, template=chat_template), Console(highlight=False)
+    found, console = find(model, clip, template=chat_template), PlainConsole()
     if isinstance(found, Bundle):
         found.verify()
         found.verify(golden_files(found))

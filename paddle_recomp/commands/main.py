@@ -18,6 +18,7 @@ from paddle_recomp.commands.explain import explain
 from paddle_recomp.commands.export_tools import FORWARDED, export, find_tool
 from paddle_recomp.commands.info import info
 from paddle_recomp.commands.methods import methods
+from paddle_recomp.commands.printing import write_text
 from paddle_recomp.commands.verify import add_verify
 
 app = typer.Typer(
@@ -34,9 +35,9 @@ def root(
 ) -> None:
     """Ask a LLaVA-class model about a picture with the visual tokens that matter."""
     if version:
-        typer.echo(__version__)
+        write_text(__version__)
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        write_text(context.get_help())
 
 
 for command in (ask, chat, explain, info, methods, demo, bench):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict, fields
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from paddle_recomp.commands.options import JsonOption
+from paddle_recomp.commands.printing import PlainConsole, write_json, write_text
 from paddle_recomp.compression.method import INPUTS, Method
 from paddle_recomp.compression.registry import METHODS, get_method
 from paddle_recomp.config import TowerOptions
@@ -33,11 +32,11 @@ def methods(
     """Show the compression methods: what each does, reads and can be told."""
     chosen = [get_method(name) for name in names or METHODS]
     if as_json:
-        typer.echo(json.dumps([method_dict(one) for one in chosen], indent=2, ensure_ascii=False))
+        write_json([method_dict(one) for one in chosen])
     elif as_markdown:
-        typer.echo(markdown(chosen), nl=False)
+        write_text(markdown(chosen), end="")
     else:
-        print_methods(Console(highlight=False), chosen)
+        print_methods(PlainConsole(), chosen)
 
 
 def method_dict(method: Method) -> dict[str, Any]:
@@ -62,12 +61,12 @@ def method_dict(method: Method) -> dict[str, Any]:
     }
 
 
-def print_methods(console: Console, methods: Sequence[Method]) -> None:
+def print_methods(console: PlainConsole, methods: Sequence[Method]) -> None:
     """A paragraph for each method, with a table of its options."""
     for method in methods:
-        console.print(method.name, style="bold", markup=False)
+        console.say(method.name, "bold")
         for line in _facts(method):
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            console.say(f"  {line}")
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for one in fields(method.options):
             table.add_row(f"  {one.name}={one.default}", one.metadata["doc"])

@@ -6,19 +6,26 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from paddle_recomp import __version__
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.golden import golden_files
 from paddle_recomp.checkpoint import PARTS, Checkpoint, prompt_format
+from paddle_recomp.commands.printing import PlainConsole, escaped, write_json, write_text
 from paddle_recomp.errors import RecompError
 from paddle_recomp.json_files import listed, one_line
-from paddle_recomp.preprocess import Turn, render
+from paddle_recomp.preprocess import Box, Turn, render
 from paddle_recomp.types import Answer, StageInfo, Timing, VisualTokens, num_patches, stage_counts
+
+if TYPE_CHECKING:
+    from paddle_recomp.vlm.vlm import VLM
 
 STEPS = {
     "vision": "vision tower",
@@ -34,7 +41,7 @@ STEPS = {
 def working(console: Console, what: str) -> Iterator[None]:
     """Shows on a terminal that work goes on. Elsewhere it shows nothing, because an animation would
     leave an empty line."""
-    with console.status(what) if console.is_terminal else nullcontext():
+    with console.status(Text(escaped(what))) if console.is_terminal else nullcontext():
         yield
 
 
@@ -61,32 +68,64 @@ def cost_lines(answer: Answer) -> list[str]:
     return lines
 
 
-def print_answer(console: Console, answer: Answer) -> None:
-    """Prints the answer and the lines below it."""
-    console.print(answer.text, markup=False)
+def print_answer(answer: Answer) -> None:
+    """Prints the answer, alone on standard output, and the lines below it on stderr."""
+    write_text(answer.text)
+    below = PlainConsole(stderr=True)
     for line in cost_lines(answer):
-        console.print(line, style="dim", markup=False, soft_wrap=True)
+        below.say(line, "dim")
 
 
 def answer_dict(
-    images: Sequence[Path], question: str, answer: Answer, warnings: list[str]
+    images: Sequence[Path], boxes: Sequence[Box], question: str, answer: Answer, vlm: VLM
 ) -> dict[str, Any]:
-    """An answer as plain data; times in milliseconds."""
+    """An answer as plain data; times in milliseconds. `boxes` are the parts of the pictures that
+    their patches cover. docs/output.md explains the fields."""
     return {
         "images": [
-            {"file": str(image), **_visual_tokens(answer.stages, one)}
-            for image, one in zip(images, answer.compressed, strict=True)
+            {
+                "file": str(image),
+                **_visual_tokens(answer.stages, one),
+                "box": [round(edge, 3) for edge in box],
+                "grid": [isqrt(num_patches(one))] * 2,
+                "tokens": _tokens(answer.stages, one),
+                "owner": one.owner[0].tolist(),
+            }
+            for image, box, one in zip(images, boxes, answer.compressed, strict=True)
         ],
+        "stages": [asdict(stage) for stage in answer.stages],
         "question": question,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "token_ids": list(answer.token_ids),
         "logprobs": [round(logprob, 6) for logprob in answer.logprobs],
         "visual_tokens": _visual_tokens(answer.stages, *answer.compressed),
+        "prefilled": answer.prefilled,
         "timing_ms": {
             key: round(seconds * 1e3, 3) for key, seconds in asdict(answer.timing).items()
         },
-        "warnings": warnings,
+        **loaded_dict(vlm),
+    }
+
+
+def loaded_dict(vlm: VLM) -> dict[str, Any]:
+    """A loaded model as plain data: what it is, where it runs, and the versions of what runs it."""
+    info, own = vlm.info, {"paddle_recomp": __version__}
+    if info is None:
+        return {"model": None, "backend": None, "versions": own}
+    return {
+        "model": info.model(),
+        "backend": info.backend(),
+        "versions": {**own, **info.versions()},
+    }
+
+
+def _tokens(stages: Sequence[StageInfo], picture: VisualTokens) -> dict[str, Any]:
+    """The visual tokens of a picture in their order, as lists of one length."""
+    return {
+        "index": picture.index[0].tolist(),
+        "stage": [stages[number].name for number in picture.stage[0]],
+        "centre": picture.centre[0].tolist(),
     }
 
 
@@ -96,7 +135,7 @@ def _visual_tokens(stages: Sequence[StageInfo], *pictures: VisualTokens) -> dict
     return {"kept": sum(counts.values()), "of": num_patches(*pictures), "stages": counts}
 
 
-def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
+def print_bundle(console: PlainConsole, bundle: Bundle, as_json: bool) -> None:
     """Prints the content of a bundle."""
     summary = {
         "bundle": str(bundle.folder),
@@ -124,17 +163,17 @@ def print_bundle(console: Console, bundle: Bundle, as_json: bool) -> None:
             "options": dict(bundle.options),
             "stages": [asdict(stage) for stage in bundle.stages],
         }
-        console.print_json(json.dumps({**summary, **details}))
+        write_json({**summary, **details})
         return
     for name, value in summary.items():
-        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+        console.say(f"{name}: {value}")
     table = Table("file", "MB", box=None, pad_edge=False)
     for name, size in sizes.items():
         table.add_row(name, f"{size / 1e6:.1f}")
     console.print(table)
 
 
-def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) -> None:
+def print_checkpoint(console: PlainConsole, checkpoint: Checkpoint, as_json: bool) -> None:
     """Prints the content of a checkpoint."""
     spec = checkpoint.spec
     parts = {
@@ -154,10 +193,10 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, as_json: bool) ->
         "chat_template": _chat_template(checkpoint),
     }
     if as_json:
-        console.print_json(json.dumps({**summary, "parts": parts}))
+        write_json({**summary, "parts": parts})
         return
     for name, value in summary.items():
-        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+        console.say(f"{name}: {value}")
     table = Table(
         "part", "parameters", "MB", "layers", "width", "details", box=None, pad_edge=False
     )

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.comparison import Comparison
@@ -25,8 +23,10 @@ from paddle_recomp.commands.options import (
     check_folder_of,
     with_options,
 )
+from paddle_recomp.commands.printing import PlainConsole
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.json_files import one_line
+from paddle_recomp.vlm.demo import DEMO, demo_bundle_folder
 
 Compare = Callable[[Path, str, Path | None, Path | None, str | None], list[Comparison]]
 """A bundle, its checkpoint, the CLIP of that, a folder of pictures and a chat template -> all
@@ -41,7 +41,9 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
 
     @with_options
     def verify(
-        folder: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+        folder: Annotated[
+            Path, typer.Argument(metavar="BUNDLE", help="A folder, or `demo`: the embedded bundle.")
+        ],
         *,
         model: Annotated[
             str | None,
@@ -74,6 +76,8 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
     ) -> None:
         """Replay the golden cases of BUNDLE here, or compare BUNDLE with its checkpoint."""
         check_folder_of(report)
+        if str(folder) == DEMO:
+            folder = demo_bundle_folder()
         with quiet_paddle(), warnings_as_lines():
             if model is None:
                 if (clip, pictures, chat_template) != (None, None, None):
@@ -110,23 +114,24 @@ def replay(folder: Path, runtime: RuntimeOptions, exact: bool) -> list[Compariso
 
 def _report(bundle: Path, rows: Sequence[Comparison], report: Path | None, quiet: bool) -> None:
     """Prints and writes what was found. Raises: typer.Exit with code 1 where a limit is broken."""
-    broken = [row for row in rows if not row.passed]
+    broken, console = [row for row in rows if not row.passed], PlainConsole()
     if shown := broken if quiet else rows:
-        print_table(Console(highlight=False), shown)
+        print_table(console, shown)
     if report is not None:
         write_report(report, rows)
-    typer.echo(f"{bundle}: {len(rows) - len(broken)} of {len(rows)} comparisons passed")
+    console.say(f"{bundle}: {len(rows) - len(broken)} of {len(rows)} comparisons passed")
     if broken:
-        typer.echo(f"{len(broken)} of {len(rows)} comparisons exceed their tolerance", err=True)
+        line = f"{len(broken)} of {len(rows)} comparisons exceed their tolerance"
+        PlainConsole(stderr=True).say(line)
         raise typer.Exit(1)
 
 
-def print_table(console: Console, rows: Sequence[Comparison]) -> None:
+def print_table(console: PlainConsole, rows: Sequence[Comparison]) -> None:
     """Every comparison, one a line."""
     table = Table("of", "batch", "graph", "output", "measure", "value", "limit", "", box=None)
     for row in rows:
         table.add_row(
-            Text(one_line(row.case or row.runtime)),
+            one_line(row.case or row.runtime),
             str(row.batch),
             row.stage,
             row.name,

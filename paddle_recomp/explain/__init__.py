@@ -1,6 +1,7 @@
 """The picture of an answer: which patches were kept, for which reason, and where the others
 went."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from paddle_recomp.explain.page import beside, draw_overlay
 from paddle_recomp.preprocess import ImageProcessor, crop_box
 from paddle_recomp.types import StageInfo, VisualTokens
 
-__all__ = ["draw_answer", "draw_overlay", "save_answer"]
+__all__ = ["check_output", "draw_answer", "draw_overlay", "save", "save_answer"]
 
 
 def draw_answer(
@@ -44,8 +45,31 @@ def save_answer(
     """Draws `draw_answer` into a file.
 
     Raises: ConfigError when it cannot be written."""
-    drawn = draw_answer(pictures, compressed, stages, processor, question, answer)
+    save(draw_answer(pictures, compressed, stages, processor, question, answer), path)
+
+
+def save(drawn: Image.Image, path: Path) -> None:
+    """Writes a drawing into a file. Raises: ConfigError when it cannot be written."""
     try:
         drawn.save(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot write the overlay: {error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Looks, before the work for it begins, whether a drawing could be written into a file of this
+    name.
+
+    Raises: ConfigError when its folder does not exist, when it is a folder itself, or when its
+    extension names no format in which pictures are written."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected a file for the overlay")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), kind or "")
+    except Exception as error:  # Each format has errors of its own.
+        raise ConfigError(
+            f"{path}: pictures are not written as {path.suffix!r}; expected .png, for example"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from paddle_recomp.types import StageInfo, VisualTokens, stage_counts
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MARGIN, GAP = 32, 20
+_MOST_IN_ROW = 4
+"""Stages beside each other in the legend."""
 
 _ASCII = {"–": "-", "—": "-", "−": "-", "×": "x", "ß": "ss", "‘": "'", "’": "'", "„": '"'}
 
@@ -54,9 +57,21 @@ def draw_overlay(
     Latin letters only, and a letter that it lacks is shown without its accent, or as a question
     mark.
 
-    Raises: ConfigError when the grid does not match the patches, or the font cannot be read."""
+    Raises: ConfigError when the grid does not match the patches, the box lies beside the picture,
+    a token has none of the stages, or the font cannot be read."""
     provenance = Provenance(compressed, tuple(stages))
-    if grid[0] * grid[1] != len(provenance.owner):
+    if max(provenance.stage, default=-1) >= len(stages):
+        raise ConfigError(
+            f"a token has stage {max(provenance.stage)}; there are {len(stages)} stages"
+        )
+    left, top, right, bottom = box
+    if not (left < min(right, image.width) and top < min(bottom, image.height)) or not (
+        max(right, bottom) < math.inf and min(right, bottom) > 0 and min(left, top) > -math.inf
+    ):
+        raise ConfigError(
+            f"the box {box} covers no part of a picture of {image.width}×{image.height} pixels"
+        )
+    if min(grid) < 1 or grid[0] * grid[1] != len(provenance.owner):
         raise ConfigError(
             f"the grid is {grid[0]}×{grid[1]}, but there are {len(provenance.owner)} patches"
         )
@@ -146,21 +161,50 @@ def _legend(provenance: Provenance) -> Image.Image:
     dropped = provenance.owner.count(-1)
     parts = " · ".join(f"{name} {count}" for name, count in counts.items())
     note = f" · {dropped} dropped" if dropped else ""
-    block = Image.new("RGB", (WIDTH, 112), PAPER)
-    draw = ImageDraw.Draw(block)
-    draw.text((0, 0), f"{parts} of {patches}", INK, ImageFont.load_default(22), stroke_width=0.3)
     total = f"{tokens} visual tokens instead of {patches} ({tokens / patches:.0%}){note}"
-    draw.text((WIDTH, 4), total, FAINT, ImageFont.load_default(17), anchor="ra")
+    large, small = ImageFont.load_default(22), ImageFont.load_default(17)
+    lines = _wrap(_printable(f"{parts} of {patches}", large), large, WIDTH)
+    if large.getlength(lines[-1]) + GAP + small.getlength(total) > WIDTH:
+        lines.append("")  # The total gets a line of its own.
+    bar = 28 * len(lines) + 10
+    in_row = min(len(stages), _MOST_IN_ROW)
+    column_width = WIDTH // in_row
+    block = Image.new("RGB", (WIDTH, bar + 26 + 48 * -(-len(stages) // in_row)), PAPER)
+    draw = ImageDraw.Draw(block)
+    for number, line in enumerate(lines):
+        draw.text((0, 28 * number), line, INK, large, stroke_width=0.3)
+    draw.text((WIDTH, bar - 34), total, FAINT, small, anchor="ra")
     shares = [(counts[one.name], stage_hues(stages, i)[0]) for i, one in enumerate(stages)]
-    _bar(draw, 38, shares, patches)
-    for column, stage in enumerate(stages):
-        left = column * WIDTH // len(stages)
-        block.paste(_chip(stages, column), (left, 70))
-        count = f"{stage.name} {counts[stage.name]}"
-        draw.text((left + 42, 68), count, INK, ImageFont.load_default(18))
-        meaning = _meaning(stage, counts[stage.name], len(provenance.patches_of(column)))
-        draw.text((left + 42, 92), meaning, FAINT, ImageFont.load_default(14))
+    _bar(draw, bar, shares, patches)
+    for number, stage in enumerate(stages):
+        row, column = divmod(number, in_row)
+        left, top = column * WIDTH // in_row, bar + 30 + 48 * row
+        block.paste(_chip(stages, number), (left, top + 2))
+        count = f" {counts[stage.name]}"
+        meaning = _meaning(stage, counts[stage.name], len(provenance.patches_of(number)))
+        room = column_width - 42 - GAP // 2
+        _line(draw, (left + 42, top), stage.name, INK, 18, room, count)
+        _line(draw, (left + 42, top + 24), meaning, FAINT, 14, room)
     return block
+
+
+def _line(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    colour: Colour,
+    size: int,
+    room: int,
+    end: str = "",
+) -> None:
+    """Draws text on one line, with the end behind it, both within so many pixels."""
+    font = ImageFont.load_default(size)
+    text = _printable(" ".join(text.split()), font)
+    shown = text
+    while text and font.getlength(shown + end) > room:
+        text = text[:-1]
+        shown = f"{text.rstrip()}..."
+    draw.text(place, shown + end, colour, font)
 
 
 def _meaning(stage: StageInfo, tokens: int, patches: int) -> str:

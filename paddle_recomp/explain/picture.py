@@ -28,7 +28,9 @@ def draw_picture(image: Image.Image, provenance: Provenance, view: View) -> Imag
         min(image.height, view.bounds[3]),
     )
     left, top, right, bottom = view.area(shown)
-    size = (right - left, bottom - top)
+    # Of a long picture in a square, the short side may be less than a pixel of the drawing.
+    size = (max(right - left, 1), max(bottom - top, 1))
+    left, top = min(left, view.size[0] - size[0]), min(top, view.size[1] - size[1])
     bright.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS, shown), (left, top))
     drawing = _dimmed(bright, 0.2)  # The model never saw the part beyond the grid.
     inside = view.area(view.box)

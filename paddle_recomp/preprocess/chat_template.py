@@ -148,11 +148,24 @@ def spoken(template: ChatTemplate, turns: Sequence[Turn]) -> Prompt:
     return (prompt + Prompt.of_template(template.before_answer) + Prompt.said(answer)).rstrip()
 
 
+def check_text(text: str) -> None:
+    """Raises: QuestionError for what is no text, or has half a character (a lone surrogate) in it,
+    as Python makes of a byte that is no UTF-8."""
+    if not isinstance(text, str):
+        raise QuestionError(f"the question is of type {type(text).__name__}; expected a text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        place = f"the question's character {error.start + 1}"
+        raise QuestionError(f"{place} is half a character, or a byte that is no UTF-8") from None
+
+
 def check_question(text: str, num_images: int) -> str:
     """The question without the white space around it.
 
-    Raises: QuestionError when it has no words, or when it has places for pictures (`<image>`), but
-    not one for each of `num_images`."""
+    Raises: QuestionError when it is no text, has no words, or has places for pictures (`<image>`),
+    but not one for each of `num_images`."""
+    check_text(text)
     question = text.strip()
     if not without_images(question):
         raise QuestionError("the question is empty")

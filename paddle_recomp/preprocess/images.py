@@ -37,13 +37,18 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     are scaled to 8 bits; of an animation the first frame is read.
 
     Raises: ImageNotFoundError when there is no such file; ImageError when it is a folder, not a
-    picture, damaged, empty, or larger than `max_pixels`."""
+    picture, damaged, empty, larger than `max_pixels`, or of another type."""
     if isinstance(source, Image.Image):
         with _decoding:
             _decode(source, "the picture", max_pixels)
         return _to_rgb(source)
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), "the picture", max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"a picture is of type {type(source).__name__}; expected a path, the bytes of a file, "
+            "or a Pillow image"
+        )
     with _open_file(source) as file:
         return _read(file, repr(os.fspath(source)), max_pixels)
 
@@ -117,6 +122,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_to_8_bits(image)).convert("RGB")
     # Otherwise Pillow warns that it cannot keep the transparency of a palette.
     image.info.pop("transparency", None)
+    if image.mode == "La":  # The only mode that Pillow converts into a single other one.
+        image = image.convert("LA")
     return image.convert("RGB")
 
 

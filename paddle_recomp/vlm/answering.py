@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from paddle_recomp.config import GenerationConfig
-from paddle_recomp.errors import ContextLengthError
+from paddle_recomp.errors import ConfigError, ContextLengthError
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.generation import Draft, Generation
 from paddle_recomp.preprocess import (
@@ -23,6 +24,8 @@ from paddle_recomp.preprocess import (
 )
 from paddle_recomp.types import Answer, AnswerStream, num_patches, stage_counts
 from paddle_recomp.vlm.front_end import CompressedPictures
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,18 @@ class Answerer:
         is the time of all steps in front of the language model and of its prefill.
 
         Raises: ContextLengthError, FeatureError."""
+        if not prompts:
+            return []
         begin = time.perf_counter()
         embeds = [self.embed_prompt(prompt, config.max_new_tokens) for prompt in prompts]
-        generation, marks = self.generate(embeds, config), [time.perf_counter()]
-        for _ in generation:
-            marks.append(time.perf_counter())
+        generation = self.generate(embeds, config)
+        ready = time.perf_counter() - begin
+        steps = [seconds for _, seconds in timed(generation)]
         answers = []
         for prompt, draft, rows in zip(prompts, generation.drafts, embeds, strict=True):
             before = prompt.pictures.timing
-            start = begin - before.vision - before.text - before.compress
-            answers.append(_finished(draft, prompt.pictures, len(rows), start, marks))
+            until = before.vision + before.text + before.compress + ready
+            answers.append(_finished(draft, prompt.pictures, len(rows), until, steps))
         return answers
 
     def stream(
@@ -113,17 +118,40 @@ class Answerer:
         if stream.cancelled:
             return
         (draft,), (prompt,) = generation.drafts, generation.prompts
-        marks = [time.perf_counter()]
+        until, steps = time.perf_counter() - start, []
         try:
-            for (piece,) in generation:
-                marks.append(time.perf_counter())
+            for (piece,), seconds in timed(generation):
+                steps.append(seconds)
                 if piece:
                     yield piece
                 if stream.cancelled:
                     return
         finally:
-            if len(marks) > 1:
-                stream.answer = _finished(draft, pictures, len(prompt), start, marks)
+            if steps:
+                stream.answer = _finished(draft, pictures, len(prompt), until, steps)
+
+
+def generation_for(generation: GenerationConfig | None) -> GenerationConfig:
+    """The configuration, or the default one. Raises: ConfigError for anything that is none."""
+    if generation is None:
+        return GenerationConfig()
+    if not isinstance(generation, GenerationConfig):
+        raise ConfigError(
+            f"generation is of type {type(generation).__name__}; expected a GenerationConfig"
+        )
+    return generation
+
+
+def timed(steps: Iterable[T]) -> Iterator[tuple[T, float]]:
+    """Each step with the seconds that it took; those of whoever takes the steps are left out."""
+    running = iter(steps)
+    while True:
+        start = time.perf_counter()
+        try:
+            step = next(running)
+        except StopIteration:
+            return
+        yield step, time.perf_counter() - start
 
 
 def blocks_of(pictures: CompressedPictures) -> tuple[np.ndarray, ...]:
@@ -173,10 +201,10 @@ def _finished(
     draft: Draft,
     pictures: CompressedPictures,
     prefilled: int,
-    start: float,
-    marks: Sequence[float],
+    until: float,
+    steps: Sequence[float],
 ) -> Answer:
-    """`marks` are the times when the prompt was ready and when each token was."""
+    """`until` are the seconds until the prompt was ready, `steps` those of each token."""
     return Answer(
         text=draft.text.strip(),
         token_ids=tuple(draft.token_ids),
@@ -184,9 +212,9 @@ def _finished(
         num_patches=num_patches(*pictures.compressed),
         timing=replace(
             pictures.timing,
-            prefill=marks[1] - marks[0],
-            decode=marks[-1] - marks[1],
-            first_token=marks[1] - start,
+            prefill=steps[0],
+            decode=sum(steps[1:]),
+            first_token=until + steps[0],
         ),
         compressed=pictures.compressed,
         finish_reason=draft.finish_reason or "cancelled",

@@ -17,7 +17,7 @@ from paddle_recomp.errors import ConfigError, StateError
 from paddle_recomp.llm.base import State
 from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, check_question, clip_text
 from paddle_recomp.types import Answer, AnswerStream, Timing, VisualTokens
-from paddle_recomp.vlm.answering import Answerer, blocks_of, num_positions
+from paddle_recomp.vlm.answering import Answerer, blocks_of, generation_for, num_positions
 from paddle_recomp.vlm.front_end import CompressedPictures, SeenImage, VisualFrontEnd, budgets_for
 from paddle_recomp.vlm.latency import Deadline, Latency
 
@@ -94,7 +94,7 @@ class Conversation:
         mode `keep` for the first one; `Answer.prefilled` counts the positions that were not in the
         KV cache. Only the first question may have places, `<image>`, for the pictures.
 
-        Raises: QuestionError, ConfigError (budget), ContextLengthError; StateError when another
+        Raises: QuestionError, ConfigError, ContextLengthError; StateError when another
         question was asked before the answer ended."""
         return self.stream(question, budget, generation).finish()
 
@@ -106,7 +106,7 @@ class Conversation:
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when a piece is taken."""
         (budget,) = budgets_for(TokenBudget() if budget is None else budget, 1)
-        generation = generation or GenerationConfig()
+        generation = generation_for(generation)
         return AnswerStream(partial(self._stream, question, budget, generation))
 
     def _stream(

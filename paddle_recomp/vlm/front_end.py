@@ -3,24 +3,39 @@ question. No paddle here: the backend is handed in."""
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.errors import ConfigError, FeatureError, QuestionError, RecompWarning
+from paddle_recomp.errors import (
+    ConfigError,
+    FeatureError,
+    ImageError,
+    QuestionError,
+    RecompWarning,
+)
 from paddle_recomp.json_files import listed as listed_names
-from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
+from paddle_recomp.preprocess import (
+    Box,
+    ClipTokenizer,
+    ImageProcessor,
+    check_text,
+    crop_box,
+    load_image,
+)
 from paddle_recomp.types import StageInfo, Timing, VisualTokens
 
+T = TypeVar("T")
 ImageLike = Image.Image | str | Path
 """A picture, or the file that it is in."""
 
@@ -60,9 +75,19 @@ Images = SeenImage | ImageLike | Sequence[SeenImage | ImageLike]
 """The pictures of a question: one, several, or none (an empty sequence)."""
 
 
-def listed(images: Images) -> Sequence[SeenImage | ImageLike]:
-    """The pictures of a question, one by one."""
-    return [images] if isinstance(images, SeenImage | Image.Image | str | Path) else list(images)
+def listed(images: Images) -> list[SeenImage | ImageLike]:
+    """The pictures of a question, one by one.
+
+    Raises: ImageError for what is no picture."""
+    kinds = SeenImage | Image.Image | str | os.PathLike
+    given = [images] if isinstance(images, kinds) else _as_list(images)
+    for one in [images] if given is None else given:
+        if not isinstance(one, kinds):
+            raise ImageError(
+                f"a picture is of type {type(one).__name__}; expected a path, a Pillow image, or "
+                "what `see` gave"
+            )
+    return given or []
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +169,13 @@ class VisualFrontEnd:
         the other questions of a batch have a little influence, as in `see`. `words` are those of
         each question, [W_i, D], for a compressor that reads them (`reads_words`).
 
-        Raises: QuestionError, FeatureError; ConfigError for an impossible budget, or when `words`
-        are missing that the compressor reads."""
-        check_count(images, texts)
-        pictures = [[one] if isinstance(one, SeenImage) else one for one in images]
+        Raises: QuestionError, ImageError, FeatureError; ConfigError for an impossible budget, or
+        when `words` are missing that the compressor reads."""
+        pictures, texts = seen_groups(images, texts)
         counts = [len(some) for some in pictures]
         budgets = budgets_for(budgets, len(texts))
+        for text in texts:
+            check_text(text)
         bounds = [
             pair
             for budget, some in zip(budgets, pictures, strict=True)
@@ -260,10 +286,35 @@ def check_stages(outputs: Mapping[str, np.ndarray], stages: Sequence[StageInfo])
         )
 
 
-def check_count(images: Sequence[object], texts: Sequence[str]) -> None:
-    """Raises: QuestionError when there are not pictures for each text, or no text at all."""
-    if len(images) != len(texts) or not texts:
-        raise QuestionError(f"pictures for {len(images)} of {len(texts)} questions")
+def paired(images: Iterable[T], questions: Iterable[str]) -> tuple[list[T], list[str]]:
+    """The pictures of each question, and the questions, as lists.
+
+    Raises: QuestionError when there are not pictures for each question, or no question at all."""
+    groups = _as_list(images)
+    asked = None if isinstance(questions, str) else _as_list(questions)
+    if groups is None or asked is None:
+        name, given = ("pictures", images) if groups is None else ("questions", questions)
+        raise QuestionError(f"the {name} are of type {type(given).__name__}; expected a list")
+    if len(groups) != len(asked) or not asked:
+        raise QuestionError(f"pictures for {len(groups)} of {len(asked)} questions")
+    return groups, asked
+
+
+def seen_groups(
+    images: Iterable[SeenImage | Sequence[SeenImage]], texts: Iterable[str]
+) -> tuple[list[list[SeenImage]], list[str]]:
+    """`paired` for seen pictures. Raises: also ImageError for a picture that was not seen."""
+    groups, asked = paired(images, texts)
+    pictures = [listed(some) for some in groups]
+    for one in (image for some in pictures for image in some):
+        if not isinstance(one, SeenImage):
+            raise ImageError(f"a picture is of type {type(one).__name__}; expected what `see` gave")
+    return cast(list[list[SeenImage]], pictures), asked
+
+
+def _as_list(values: Iterable[T]) -> list[T] | None:
+    """None for what cannot be listed."""
+    return list(values) if isinstance(values, Iterable) else None
 
 
 def _identity(image: ImageLike) -> object:

@@ -22,12 +22,14 @@ from paddle_recomp.preprocess import (
     ImageProcessor,
     LanguageTokenizer,
 )
+from paddle_recomp.vlm.about import runtimes
 from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT, demo_bundle_folder, demo_folder
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.fingerprints import latency_file, projector_checksum, tower_checksum
 from paddle_recomp.vlm.front_end import VisualFrontEnd
+from paddle_recomp.vlm.model_info import ModelInfo
 from paddle_recomp.vlm.vlm import VLM
 
 BACKENDS = ("onnx", "paddle")
@@ -114,7 +116,10 @@ def load(
         front_end, answerer = _load_checkpoint(
             found, config, device, on_progress, backend, precision, cache
         )
-    return VLM(front_end, answerer, latency_file(found, device, backend, precision))
+    own_decoder = not (isinstance(found, Bundle) and (found.decoder is None or llm is not None))
+    run_by = runtimes(found, device, backend, precision, own_decoder)
+    info = ModelInfo(str(model), found, config or CompressionConfig(), *run_by)
+    return VLM(front_end, answerer, latency_file(found, device, backend, precision), info)
 
 
 def _load_checkpoint(
@@ -177,6 +182,11 @@ def load_front_end(
     With a `cache`, the vision tower runs only over pictures whose features are not in it.
 
     Raises: DeviceError, ConfigError, CheckpointError, BundleError, MissingDependencyError."""
+    if not isinstance(config, CompressionConfig | None):
+        raise ConfigError(
+            f"config is of type {type(config).__name__}; expected a CompressionConfig, for example "
+            "preset('faithful')"
+        )
     if isinstance(model, Bundle):
         front_end = _bundle_front_end(model, config, device, backend, precision)
     elif backend is not None or precision is not None:

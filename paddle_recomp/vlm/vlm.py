@@ -11,7 +11,7 @@ from pathlib import Path
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.preprocess import Turn, check_question, clip_text, render
 from paddle_recomp.types import Answer, AnswerStream
-from paddle_recomp.vlm.answering import Answerer, VisualPrompt
+from paddle_recomp.vlm.answering import Answerer, VisualPrompt, generation_for
 from paddle_recomp.vlm.conversation import DEFAULT_MODE, Conversation, Mode, check_mode
 from paddle_recomp.vlm.front_end import (
     ImageLike,
@@ -19,10 +19,12 @@ from paddle_recomp.vlm.front_end import (
     SeenImage,
     VisualFrontEnd,
     budgets_for,
-    check_count,
     listed,
+    paired,
+    seen_groups,
 )
 from paddle_recomp.vlm.latency import Deadline, Latency, known_latency
+from paddle_recomp.vlm.model_info import ModelInfo
 
 
 class VLM:
@@ -36,12 +38,18 @@ class VLM:
     question at a time."""
 
     def __init__(
-        self, front_end: VisualFrontEnd, answerer: Answerer, latency_file: Path | None = None
+        self,
+        front_end: VisualFrontEnd,
+        answerer: Answerer,
+        latency_file: Path | None = None,
+        info: ModelInfo | None = None,
     ) -> None:
-        """`latency_file` is the file that saves `latency` once it was measured."""
+        """`latency_file` is the file that saves `latency` once it was measured. `info` says what
+        was loaded; None where the parts come from elsewhere than `load`."""
         self.front_end = front_end
         self.answerer = answerer
         self.latency_file = latency_file
+        self.info = info
         self._latency: Latency | None = None
         self._measuring = threading.Lock()
 
@@ -60,7 +68,7 @@ class VLM:
     ) -> Answer:
         """Answers a question about pictures from the visual tokens that the question needs.
 
-        Raises: ImageError, QuestionError, ConfigError (budget), ContextLengthError."""
+        Raises: ImageError, QuestionError, ConfigError (budget, generation), ContextLengthError."""
         return self.stream(images, question, budget, generation).finish()
 
     def stream(
@@ -72,7 +80,7 @@ class VLM:
     ) -> AnswerStream:
         """`ask`, piece by piece. Raises as `ask` does, when the first piece is taken."""
         (budget,) = budgets_for(TokenBudget() if budget is None else budget, 1)
-        generation = generation or GenerationConfig()
+        generation = generation_for(generation)
         return AnswerStream(partial(self._stream, images, question, budget, generation))
 
     def ask_batch(
@@ -92,9 +100,10 @@ class VLM:
         one by one if you need the answers that each question gets alone.
 
         Raises: as `ask`; QuestionError when there are not pictures for each question."""
-        groups, questions = [listed(some) for some in images], list(questions)
-        check_count(groups, questions)
+        images, questions = paired(images, questions)
+        groups = [listed(some) for some in images]
         # Cheap checks first: the vision tower is the expensive part.
+        generation = generation_for(generation)
         budgets = budgets_for(TokenBudget() if budgets is None else budgets, len(questions))
         for question, some in zip(questions, groups, strict=True):
             check_question(question, len(some))
@@ -111,10 +120,9 @@ class VLM:
         """Compresses the seen picture or pictures of each question for it, all in one pass; see
         `VisualFrontEnd.compress`.
 
-        Raises: QuestionError, ConfigError (budget), FeatureError."""
-        check_count(images, questions)
-        groups = [(one,) if isinstance(one, SeenImage) else one for one in images]
-        return self._prompts(groups, questions, budgets)
+        Raises: QuestionError, ImageError, ConfigError (budget), FeatureError."""
+        groups, questions = seen_groups(images, questions)
+        return self._prompts(groups, questions, budgets_for(budgets, len(questions)))
 
     def answer(
         self, prompts: Sequence[VisualPrompt], generation: GenerationConfig | None = None
@@ -122,8 +130,8 @@ class VLM:
         """Answers prompts in one pass of the language model. `compress` may have made them in one
         pass or one by one. The time to the first token includes compressing.
 
-        Raises: ContextLengthError."""
-        return self.answerer.answer(prompts, generation or GenerationConfig())
+        Raises: ContextLengthError, ConfigError (generation)."""
+        return self.answerer.answer(prompts, generation_for(generation))
 
     def chat(self, images: Images, mode: Mode = DEFAULT_MODE) -> Conversation:
         """Begins a conversation about pictures; see `Conversation`.

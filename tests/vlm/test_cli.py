@@ -126,7 +126,8 @@ def test_ask_prints_answer_tokens_and_times(
     overlay = tmp_path / "overlay.png"
     arguments = ["ask", str(picture), QUESTION, "--tokens", "20", "--overlay", str(overlay)]
     assert main([*arguments, "--model", model]) == 0
-    answer, tokens, times = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    (answer,), (tokens, times) = printed.out.splitlines(), printed.err.splitlines()
     assert answer.strip()
     assert tokens.startswith("20 of 256 visual tokens: ")
     for step in ("vision tower", "text tower", "compressor", "prefill", "decode", "first token"):
@@ -139,7 +140,7 @@ def test_ask_says_when_the_answer_was_cut(
     picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ask", str(picture), QUESTION, "--max-new-tokens", "1"]) == 0
-    _, cut, tokens, _ = capsys.readouterr().out.splitlines()
+    cut, tokens, _ = capsys.readouterr().err.splitlines()
     assert cut == "cut at the longest answer: --max-new-tokens 1"
     assert "of 256 visual tokens" in tokens
 

@@ -150,7 +150,7 @@ def test_leaving_the_loop(either: VLM, seen: SeenImage, whole: Answer) -> None:
     stream = either.stream(seen, QUESTION, generation=LONG)
     pieces = iter(stream)
     first = next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     check_cut(either, seen, stream.answer, first, whole)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.commands.console import progress_bar, quiet_paddle, warnings_as_lines
@@ -22,6 +20,8 @@ from paddle_recomp.commands.options import (
     loading_bar,
     with_options,
 )
+from paddle_recomp.commands.printing import PlainConsole, write_json
+from paddle_recomp.commands.reports import loaded_dict
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.preprocess import load_image
 
@@ -70,7 +70,7 @@ def bench(
     config.budgets(
         found.num_patches if isinstance(found, Bundle) else found.spec.vision.num_patches
     )
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     device, backend, precision = runtime.device, runtime.backend, runtime.precision
     with quiet_paddle(), warnings_as_lines():
         with loading_bar(console, model) as on_progress:
@@ -89,6 +89,6 @@ def bench(
         with progress_bar(console, "measuring") as on_answer:
             report = measure(vlm, picture, config, on_answer)
     if as_json:
-        typer.echo(json.dumps({"model": model, **report_dict(report)}, indent=2))
+        write_json({"model": model, "loaded": loaded_dict(vlm), **report_dict(report)})
     else:
-        print_report(Console(highlight=False), report, f"{model}: {shape_line(found)}")
+        print_report(PlainConsole(), report, f"{model}: {shape_line(found)}")

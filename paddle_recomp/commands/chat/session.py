@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
-
-from rich.console import Console
 
 from paddle_recomp.commands.chat.commands import (
     COMMANDS,
@@ -16,10 +15,11 @@ from paddle_recomp.commands.chat.commands import (
     parse_line,
 )
 from paddle_recomp.commands.console import progress_bar
+from paddle_recomp.commands.printing import PlainConsole, write_text
 from paddle_recomp.commands.reports import cost_lines, working
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, RecompError
-from paddle_recomp.explain import save_answer
+from paddle_recomp.explain import check_output, save_answer
 from paddle_recomp.types import Answer, AnswerStream
 from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
 from paddle_recomp.vlm.front_end import Images
@@ -35,7 +35,7 @@ class ChatSession:
     def __init__(
         self,
         vlm: VLM,
-        console: Console,
+        console: PlainConsole,
         images: Images = (),
         mode: str = DEFAULT_MODE,
         budget: TokenBudget | None = None,
@@ -97,7 +97,7 @@ class ChatSession:
         elif command.name == "/history":
             for question, answer in self._answers:
                 self._say(f"> {question}", "bold")
-                self._say(answer.text, "")
+                self._write(answer.text)
                 self._say_costs(answer)
         elif command.name == "/help":
             for name, (usage, what) in COMMANDS.items():
@@ -122,11 +122,11 @@ class ChatSession:
         try:
             with closing(self._pieces(stream)) as pieces:
                 for piece in pieces:
-                    self._say(piece, "", end="")
+                    self._write(piece, end="")
         finally:
             self._stream = None
             if stream.answer is not None:
-                self._say("")
+                self._write("")
         if stream.answer is None or stream.answer.finish_reason == "cancelled":
             self._say("interrupted: this question was never asked")
             return
@@ -134,12 +134,17 @@ class ChatSession:
         self._say_costs(stream.answer)
 
     def _pieces(self, stream: AnswerStream) -> Generator[str, None, None]:
-        """The pieces of an answer, without the space in front of it."""
-        pieces = iter(stream)
-        with working(self._console, "reading"):
-            first = next((piece for piece in pieces if piece.strip()), "")
-        yield first.lstrip()
-        yield from pieces
+        """The pieces of an answer, without the space around it."""
+        with closing(iter(stream)) as pieces:
+            with working(self._console, "reading"):
+                first = next((piece for piece in pieces if piece.strip()), "")
+            space = ""
+            for piece in chain([first.lstrip()], pieces):
+                text = space + piece
+                shown = text.rstrip()
+                space = text[len(shown) :]
+                if shown:
+                    yield shown
 
     def _explain(self, words: Sequence[str]) -> None:
         if len(words) > 1:
@@ -150,6 +155,7 @@ class ChatSession:
         if not answer.compressed:
             raise ConfigError("the conversation has no picture to explain")
         path = Path(words[0] if words else OVERLAY).expanduser()
+        check_output(path)
         pictures = [image.picture for image in self._chat.images]
         processor = self._vlm.front_end.image_processor
         save_answer(
@@ -162,7 +168,9 @@ class ChatSession:
         for line in (*others, f"{times}, {answer.prefilled} positions prefilled"):
             self._say(line)
 
-    def _say(self, text: str, style: str = "dim", end: str = "\n") -> None:
-        self._console.print(
-            text, style=style, end=end, markup=False, highlight=False, soft_wrap=True
-        )
+    def _say(self, line: str, style: str = "dim") -> None:
+        self._console.say(line, style)
+
+    def _write(self, text: str, end: str = "\n") -> None:
+        """Writes text of the model."""
+        write_text(text, end, self._console.file)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.options import AnswerOptions, ImagesArgument, with_options
+from paddle_recomp.commands.printing import PlainConsole
 from paddle_recomp.preprocess import load_image
 from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
 from paddle_recomp.vlm.feature_cache import FeatureCache
@@ -30,5 +30,5 @@ def chat(
         load_image(image)
     features = FeatureCache(folder=options.cache)
     with quiet_paddle(), warnings_as_lines():
-        vlm = options.load(Console(stderr=True), features)
-        run(ChatSession(vlm, Console(), images, mode, budget, generation))
+        vlm = options.load(PlainConsole(stderr=True), features)
+        run(ChatSession(vlm, PlainConsole(), images, mode, budget, generation))
