@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from paddle_recomp.errors import ConfigError, FeatureError, QuestionError, Recom
 from paddle_recomp.json_files import listed as listed_names
 from paddle_recomp.preprocess import Box, ClipTokenizer, ImageProcessor, crop_box, load_image
 from paddle_recomp.types import StageInfo, Timing, VisualTokens
+from paddle_recomp.vlm.cached_backend import CachedBackend
 
 ImageLike = Image.Image | str | Path
 """A picture, or the file that it is in."""
@@ -116,12 +117,7 @@ class VisualFrontEnd:
 
         Raises: as `see`."""
         given = [listed(images) for images in groups]
-        new: dict[object, ImageLike] = {
-            _identity(image): image
-            for images in given
-            for image in images
-            if not isinstance(image, SeenImage)
-        }
+        new = _new(image for images in given for image in images)
         seen = dict(zip(new, self.see(list(new.values())), strict=True))
         pictures = [
             tuple(
@@ -131,6 +127,27 @@ class VisualFrontEnd:
             for images in given
         ]
         return pictures, sum(image.seconds for image in seen.values())
+
+    def num_new(self, images: Images) -> int:
+        """How many pictures among these are not seen yet."""
+        return len(_new(listed(images)))
+
+    def num_unknown(self, images: Images) -> int:
+        """How many pictures among these need the vision tower, because no cache knows their
+        features. This reads and prepares them.
+
+        Raises: ImageError."""
+        new = list(_new(listed(images)).values())
+        if not new or not isinstance(self.backend, CachedBackend):
+            return len(new)
+        pixels = self.image_processor([load_image(image) for image in new])
+        return self.backend.num_missing(pixels)
+
+    def without_cache(self) -> VisualFrontEnd:
+        """The same one, which asks no cache of features and leaves nothing there."""
+        if not isinstance(self.backend, CachedBackend):
+            return self
+        return replace(self, backend=self.backend.backend)
 
     def compress(
         self,
@@ -264,6 +281,11 @@ def check_count(images: Sequence[object], texts: Sequence[str]) -> None:
     """Raises: QuestionError when there are not pictures for each text, or no text at all."""
     if len(images) != len(texts) or not texts:
         raise QuestionError(f"pictures for {len(images)} of {len(texts)} questions")
+
+
+def _new(images: Iterable[SeenImage | ImageLike]) -> dict[object, ImageLike]:
+    """The pictures among these that are not seen yet, each once."""
+    return {_identity(one): one for one in images if not isinstance(one, SeenImage)}
 
 
 def _identity(image: ImageLike) -> object:
