@@ -98,8 +98,8 @@ class TokenBudget:
     """How many tokens the pictures of a question may become: as many as the filter finds (no field
     set), at most `max_tokens`, exactly `tokens`, exactly a `ratio` of the patches (to the nearest
     whole token, at least one), as many as let the first token of the answer come within `ttft_ms`
-    milliseconds, or `full`: all of them, uncompressed. Several pictures share `tokens` and
-    `max_tokens` equally."""
+    milliseconds, or `full`: all of them, uncompressed. `ttft_ms` with `max_tokens` means as many as
+    fit the time, and at most so many. Several pictures share `tokens` and `max_tokens` equally."""
 
     tokens: int | None = None
     max_tokens: int | None = None
@@ -109,7 +109,7 @@ class TokenBudget:
 
     def __post_init__(self) -> None:
         given = [one.name for one in fields(self) if getattr(self, one.name)]
-        if len(given) > 1:
+        if len(given) > 1 and given != ["max_tokens", "ttft_ms"]:
             raise ConfigError(f"{' and '.join(given)} exclude each other; give one")
         for name in ("tokens", "max_tokens"):
             value = getattr(self, name)
@@ -132,18 +132,13 @@ class TokenBudget:
 
         Raises: ConfigError when `tokens` asks for more tokens than there are patches, there is not
         one token for each picture, or only a runner that knows its machine can tell (`ttft_ms`)."""
-        if self.ttft_ms is not None:
-            raise ConfigError("ttft_ms is for one question at a time, put to a VLM or its chat")
+        self.check(num_images)
         everything, several = num_patches * num_images, f"{num_images} images"
         if self.full:
             return [(num_patches, num_patches)] * num_images
         if self.ratio is not None:
             count = max(1, round(self.ratio * num_patches))
             return [(count, count)] * num_images
-        # A prompt that speaks of an image needs at least one token of it.
-        for name in ("tokens", "max_tokens"):
-            if (getattr(self, name) or num_images) < num_images:
-                raise ConfigError(f"{name} is {getattr(self, name)}, which {several} cannot share")
         if self.tokens is not None:
             if self.tokens > everything > 0:
                 owner = "an image has" if num_images == 1 else f"{several} have"
@@ -151,6 +146,18 @@ class TokenBudget:
             return [(share, share) for share in _shares(self.tokens, num_images)]
         shares = _shares(self.max_tokens or everything, num_images)
         return [(1, min(share, num_patches)) for share in shares]
+
+    def check(self, num_images: int, may_be_time: bool = False) -> None:
+        """What can be told of a budget for so many pictures before one of them is seen.
+
+        Raises: ConfigError as `bounds`; `ttft_ms` only where it may not be."""
+        if self.ttft_ms is not None and not may_be_time:
+            raise ConfigError("ttft_ms is for one question at a time, put to a VLM or its chat")
+        # A prompt that speaks of an image needs at least one token of it.
+        for name in ("tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < num_images:
+                raise ConfigError(f"{name} is {value}, which {num_images} images cannot share")
 
 
 def _shares(total: int, parts: int) -> Sequence[int]:

@@ -141,6 +141,8 @@ class Bundle:
     """`onnx`: of the standard alone; `onnxruntime`: with the runtime's own."""
     image_processor: ImageProcessor
     num_patches: int
+    vision_width: int
+    joint_width: int
     question: QuestionInfo
     prompt: PromptInfo
     compressors: Mapping[str, CompressorInfo]

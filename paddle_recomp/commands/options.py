@@ -186,8 +186,8 @@ class TimedBudgetOptions(BudgetOptions):
         float | None,
         typer.Option(
             "--ttft-ms",
-            help="Choose the number so that the answer begins within this many milliseconds; the "
-            "first use measures this machine.",
+            help="Choose the number so that the answer begins within this many milliseconds, but "
+            "at most --max-tokens; the first use measures this machine.",
         ),
     ] = None
 

@@ -7,17 +7,19 @@ import hashlib
 import numpy as np
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.bundle.contract import VISION_OUTPUTS, Graph
-from paddle_recomp.vlm.feature_cache import FeatureCache
+from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.vlm.feature_cache import Arrays, FeatureCache, Shapes
 
 
 class CachedBackend:
     """Runs the vision tower only over pictures whose features are in no cache."""
 
-    def __init__(self, backend: Backend, cache: FeatureCache, tower: str) -> None:
-        """`tower` names everything that changes the features of the same pixels: weights, precision
-        and runtime."""
+    def __init__(self, backend: Backend, cache: FeatureCache, tower: str, shapes: Shapes) -> None:
+        """`tower` names everything that changes the features of the same pixels, as
+        `fingerprints.tower_key`; `shapes` are those of the tower's outputs for one picture, in the
+        order of their names in the contract."""
         self.backend, self.cache, self.tower = backend, cache, tower
+        self.shapes = {name: (1, *shape) for name, shape in shapes.items()}
 
     def inputs(self, graph: Graph) -> tuple[str, ...]:
         """See `Backend.inputs`."""
@@ -29,17 +31,24 @@ class CachedBackend:
             return self.backend.run(graph, inputs)
         pixels = inputs["pixel_values"]
         keys = [self._key(one) for one in pixels]
-        found = {key: self.cache.get(key) for key in keys}
-        rows = {key: row for key, row in found.items() if row is not None}
-        if missing := [key for key in found if key not in rows]:
+        rows = self._known(keys)
+        if missing := [key for key in dict.fromkeys(keys) if key not in rows]:
             outputs = self.backend.run(
                 graph, {"pixel_values": pixels[[keys.index(key) for key in missing]]}
             )
             for i, key in enumerate(missing):
-                rows[key] = {name: value[i : i + 1] for name, value in outputs.items()}
+                rows[key] = {name: outputs[name][i : i + 1] for name in self.shapes}
                 self.cache.put(key, rows[key])
-        names = [name for name in VISION_OUTPUTS if name in rows[keys[0]]]
-        return {name: np.concatenate([rows[key][name] for key in keys]) for name in names}
+        return {name: np.concatenate([rows[key][name] for key in keys]) for name in self.shapes}
+
+    def num_missing(self, pixels: np.ndarray) -> int:
+        """How many of the pictures [B, 3, S, S] the tower would run over."""
+        keys = {self._key(one) for one in pixels}
+        return len(keys) - len(self._known(list(keys)))
+
+    def _known(self, keys: list[str]) -> dict[str, Arrays]:
+        found = {key: self.cache.get(key, self.shapes) for key in dict.fromkeys(keys)}
+        return {key: row for key, row in found.items() if row is not None}
 
     def _key(self, pixels: np.ndarray) -> str:
         """The checksum of the pixels as prepared, so that another preparation has another key."""

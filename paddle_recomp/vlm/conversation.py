@@ -19,7 +19,7 @@ from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, check_question, clip_tex
 from paddle_recomp.types import Answer, AnswerStream, Timing, VisualTokens
 from paddle_recomp.vlm.answering import Answerer, blocks_of, generation_for, num_positions
 from paddle_recomp.vlm.front_end import CompressedPictures, SeenImage, VisualFrontEnd, budgets_for
-from paddle_recomp.vlm.latency import Deadline, Latency
+from paddle_recomp.vlm.latency import Deadline, Latency, Reading
 
 Mode = Literal["recompress", "append", "keep"]
 DEFAULT_MODE: Mode = "append"
@@ -117,9 +117,11 @@ class Conversation:
         stream: AnswerStream,
     ) -> Iterator[str]:
         deadline, before = Deadline(budget, self._latency), self._past
-        words = partial(self._words, before, question)
-        deadline.check(words, len(self.images))
-        asked = self._with_question(before, question, deadline.budget(words, self.images))
+        reading = partial(self._reading, before, question, generation.max_new_tokens)
+        # No budget chooses tokens that are kept.
+        images = () if self._keeps(before) else self.images
+        deadline.check(reading, len(images))
+        asked = self._with_question(before, question, deadline.budget(reading, images))
         assert asked.pictures is not None
         embeds = self._answerer.embed(asked.ids, asked.blocks, generation.max_new_tokens)
 
@@ -131,7 +133,7 @@ class Conversation:
         answer: Answer | None = None
         try:
             yield from self._answerer.stream(running, asked.pictures, deadline.start, stream)
-            deadline.note(stream.answer)
+            deadline.note(stream.answer, in_cache)
             if stream.answer is not None and stream.answer.finish_reason != "cancelled":
                 answer = stream.answer
         finally:
@@ -149,23 +151,28 @@ class Conversation:
                 raise StateError("another question was asked before this answer ended")
             self._past = new
 
-    def _words(self, past: _Past, question: str) -> int:
-        """Positions to be read for a question besides the visual tokens that it brings in."""
+    def _keeps(self, past: _Past) -> bool:
+        """Whether the next question is answered from the tokens of an earlier one."""
+        return self.mode == "keep" and past.pictures is not None
+
+    def _reading(self, past: _Past, question: str, max_new_tokens: int) -> Reading:
+        """Besides the visual tokens that a question brings in."""
         again = self.mode == "recompress"
         places = 0 if past.turns and again else len(self.images)
         turns = (*past.turns, Turn(question, images=places))
         whole = self._answerer.encode(turns)
         words = len(whole) - whole.count(IMAGE_TOKEN)
-        if again:
-            return words
-        in_cache = 0 if past.state is None else int(past.state.lengths[0])
-        return words + sum(len(block) for block in past.blocks) - in_cache
+        if not again:
+            words += sum(len(block) for block in past.blocks)
+        in_cache = 0 if again or past.state is None else int(past.state.lengths[0])
+        room = self._answerer.model.context - words - max_new_tokens
+        return Reading(words - in_cache, in_cache, room)
 
     def _with_question(self, past: _Past, question: str, budget: TokenBudget) -> _Past:
         """The conversation with another question in it."""
         first = not past.turns
         question = check_question(question, len(self.images) if first else 0)
-        if past.pictures is not None and self.mode == "keep":
+        if past.pictures is not None and self._keeps(past):
             pictures = replace(past.pictures, timing=Timing())
         else:
             source = self._front_end.question_source

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -34,6 +34,7 @@ from paddle_recomp.preprocess import (
     load_image,
 )
 from paddle_recomp.types import StageInfo, Timing, VisualTokens
+from paddle_recomp.vlm.cached_backend import CachedBackend
 
 T = TypeVar("T")
 ImageLike = Image.Image | str | Path
@@ -141,12 +142,7 @@ class VisualFrontEnd:
 
         Raises: as `see`."""
         given = [listed(images) for images in groups]
-        new: dict[object, ImageLike] = {
-            _identity(image): image
-            for images in given
-            for image in images
-            if not isinstance(image, SeenImage)
-        }
+        new = _new(image for images in given for image in images)
         seen = dict(zip(new, self.see(list(new.values())), strict=True))
         pictures = [
             tuple(
@@ -156,6 +152,27 @@ class VisualFrontEnd:
             for images in given
         ]
         return pictures, sum(image.seconds for image in seen.values())
+
+    def num_new(self, images: Images) -> int:
+        """How many pictures among these are not seen yet."""
+        return len(_new(listed(images)))
+
+    def num_unknown(self, images: Images) -> int:
+        """How many pictures among these need the vision tower, because no cache knows their
+        features. This reads and prepares them.
+
+        Raises: ImageError."""
+        new = list(_new(listed(images)).values())
+        if not new or not isinstance(self.backend, CachedBackend):
+            return len(new)
+        pixels = self.image_processor([load_image(image) for image in new])
+        return self.backend.num_missing(pixels)
+
+    def without_cache(self) -> VisualFrontEnd:
+        """The same one, which asks no cache of features and leaves nothing there."""
+        if not isinstance(self.backend, CachedBackend):
+            return self
+        return replace(self, backend=self.backend.backend)
 
     def compress(
         self,
@@ -315,6 +332,11 @@ def seen_groups(
 def _as_list(values: Iterable[T]) -> list[T] | None:
     """None for what cannot be listed."""
     return list(values) if isinstance(values, Iterable) else None
+
+
+def _new(images: Iterable[SeenImage | ImageLike]) -> dict[object, ImageLike]:
+    """The pictures among these that are not seen yet, each once."""
+    return {_identity(one): one for one in images if not isinstance(one, SeenImage)}
 
 
 def _identity(image: ImageLike) -> object:

@@ -10,9 +10,9 @@ import warnings
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,11 @@ from PIL import Image
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.types import Answer
+from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.front_end import SeenImage
+
+if TYPE_CHECKING:
+    from paddle_recomp.vlm.vlm import VLM
 
 REPEATS = 5
 SURE = 0.9
@@ -30,17 +34,26 @@ The vision tower needs none, because its true time is known when the tokens are 
 PIECES = 16
 """Token counts are measured at 1 and at N/16, N/8, … N."""
 QUESTION = "what is in the picture?"
+_FEW = (1, 8)
+"""Positions that a further question of a conversation may have; a whole prompt has more."""
 _REMEMBERED = 32
 """Questions that tell how fast the machine is now."""
 _ONE_TOKEN = GenerationConfig(max_new_tokens=1)
 
-See = Callable[[Image.Image], SeenImage]
-"""`VLM.see`, which is measured."""
-Ask = Callable[[SeenImage, str, TokenBudget, GenerationConfig], Answer]
-"""`VLM.ask`, which is measured."""
-
 Points = tuple[tuple[int, float], ...]
 """Counts, ascending, with the seconds that each takes, ascending too."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the language model has to do with for a question, besides its visual tokens."""
+
+    words: int
+    """Positions that it reads."""
+    past: int
+    """Positions in the KV cache, which it does not read again."""
+    room: int
+    """Visual tokens for which its context has room, with the longest answer behind them."""
 
 
 @dataclass(frozen=True)
@@ -49,42 +62,66 @@ class LatencyProfile:
 
     vision: float
     """Seeing a picture."""
+    question: float
+    """Everything that is done once for a question, whatever its pictures: CLIP's text tower, the
+    words of the prompt."""
     compress: Points
-    """Everything between seeing and the language model, by the tokens that a picture becomes."""
+    """Compressing a picture, by the tokens that it becomes."""
     prefill: Points
-    """By positions, of words and of pictures."""
+    """By positions, of words and of pictures, in front of an empty KV cache."""
+    past: int
+    """Positions of the KV cache behind which `continued` was measured; 0: it was not."""
+    continued: Points
+    """By positions, behind that KV cache."""
 
     def __post_init__(self) -> None:
-        for points in (self.compress, self.prefill):
+        if not (0 < self.vision < np.inf and 0 < self.question < np.inf and self.past >= 0):
+            raise ValueError("times are not positive")
+        for points in (self.compress, self.prefill, self.continued):
             counts, seconds = zip(*points, strict=True)
-            if not (0 < self.vision < np.inf and seconds[0] > 0 and seconds[-1] < np.inf):
+            if not (seconds[0] > 0 and seconds[-1] < np.inf):
                 raise ValueError("times are not positive")
             if list(counts) != sorted(set(counts)) or list(seconds) != sorted(seconds):
                 raise ValueError("times do not rise with the counts")
 
-    def first_token(self, tokens: int, words: int, images: int) -> float:
+    def reading(self, positions: int, past: int = 0) -> float:
+        """Seconds for so many positions behind `past` others in the KV cache."""
+        alone = _seconds(self.prefill, positions)
+        if not past or not self.past:
+            return alone
+        counts, behind = zip(*self.continued, strict=True)
+        more = np.subtract(behind, [_seconds(self.prefill, count) for count in counts])
+        more = np.maximum.accumulate(np.maximum(more, 0))
+        return alone + _seconds(tuple(zip(counts, more, strict=True)), positions) * past / self.past
+
+    def first_token(self, tokens: int, words: int, images: int, past: int = 0) -> float:
         """Seconds from seen pictures to the first token, where `tokens` are shared by `images`
-        and `words` positions are read besides."""
+        and `words` positions are read besides, behind `past` others."""
         compress = images * _seconds(self.compress, tokens / images)
-        return compress + _seconds(self.prefill, words + tokens)
+        return self.question + compress + self.reading(words + tokens, past)
 
-    def tokens_within(self, seconds: float, words: int, images: int, num_patches: int) -> int:
-        """The most tokens that `images` of `num_patches` can become in that time; at least one
-        each, even if that takes longer."""
-        choices = range(images, images * num_patches + 1)
-        fit = bisect_right(choices, seconds, key=lambda n: self.first_token(n, words, images))
-        return choices[max(fit - 1, 0)]
+    def tokens_within(self, seconds: float, reading: Reading, images: int, most: int) -> int:
+        """The most tokens, up to `most`, that `images` can become in that time; at least one each,
+        even if that takes longer."""
 
-    def check_target(self, ttft_ms: float, words: int, images: int, new_images: int = 0) -> None:
+        def needed(tokens: int) -> float:
+            return self.first_token(tokens, reading.words, images, reading.past)
+
+        choices = range(images, max(most, images) + 1)
+        return choices[max(bisect_right(choices, seconds, key=needed) - 1, 0)]
+
+    def check_target(
+        self, ttft_ms: float, reading: Reading, images: int, new_images: int = 0
+    ) -> None:
         """Raises: ConfigError when the target is shorter than the time of one token for each
         picture, with seeing the `new_images` among them."""
         seeing = new_images * self.vision * 1e3
-        reading = self.first_token(images, words, images) * 1e3
-        if ttft_ms < seeing + reading:
+        rest = self.first_token(images, reading.words, images, reading.past) * 1e3
+        if ttft_ms < seeing + rest:
             raise ConfigError(
                 f"ttft_ms is {ttft_ms:g}; on this machine the first token of the answer takes at "
-                f"least {seeing + reading:.1f} ms: {seeing:.1f} for seeing {new_images} pictures, "
-                f"{reading:.1f} for {words} positions of text and one token of each picture"
+                f"least {seeing + rest:.1f} ms: {seeing:.1f} for seeing {new_images} pictures, "
+                f"{rest:.1f} for {reading.words} positions of text and one token of each picture"
             )
 
 
@@ -103,18 +140,26 @@ class Latency:
         with self._lock:
             return float(np.quantile(self._ratios, SURE))
 
-    def note(self, answer: Answer) -> None:
-        """Compares how long the first token of an answer to pictures took."""
-        tokens, images = answer.num_visual_tokens, len(answer.compressed)
-        expected = self.profile.first_token(tokens, answer.prefilled - tokens, images)
-        taken = answer.timing.first_token - answer.timing.vision
+    def note(self, answer: Answer, past: int = 0) -> None:
+        """Compares the steps that ran for an answer, behind `past` positions of the KV cache, and
+        that were measured as they ran here: reading, and compressing where it was one picture,
+        because several at once take less than one after the other. Where nothing was compressed,
+        nothing was chosen either, and too little was read to tell the machine's pace."""
+        timing = answer.timing
+        if timing.compress == 0 or not answer.compressed:
+            return
+        taken, expected = timing.prefill, self.profile.reading(answer.prefilled, past)
+        if len(answer.compressed) == 1:
+            taken += timing.compress
+            expected += _seconds(self.profile.compress, int(answer.compressed[0].count[0]))
         with self._lock:
             self._ratios.append(taken / expected)
 
 
 class Deadline:
     """The time when a question was asked, and the budget of tokens for its answer. If the budget is
-    a time, that is the largest number of tokens that fits the time left."""
+    a time, that is the largest number of tokens that fits the time left, the language model's
+    context, and the budget's own limit."""
 
     def __init__(self, budget: TokenBudget, latency: Callable[[], Latency]) -> None:
         """The clock starts here, after `latency`, which is called only if the budget is a time."""
@@ -122,25 +167,45 @@ class Deadline:
         self._latency = None if budget.ttft_ms is None else latency()
         self.start = time.perf_counter()
 
-    def check(self, words: Callable[[], int], images: int, new_images: int = 0) -> None:
-        """Raises: ConfigError as `LatencyProfile.check_target`."""
-        if self._latency is not None and self._budget.ttft_ms is not None and images:
-            self._latency.profile.check_target(self._budget.ttft_ms, words(), images, new_images)
+    def check(
+        self,
+        reading: Callable[[], Reading],
+        images: int,
+        new_images: int = 0,
+        in_no_cache: Callable[[], int] | None = None,
+    ) -> None:
+        """Compares the budget with so many pictures before one of the new ones is seen. Where there
+        is a cache of features, `in_no_cache` says how many of them are not in it; it is asked only
+        where that matters, because it takes time.
 
-    def budget(self, words: Callable[[], int], images: Sequence[SeenImage]) -> TokenBudget:
-        """The budget for pictures that are seen by now, with so many positions of words."""
+        Raises: ConfigError as `TokenBudget.check` and `LatencyProfile.check_target`."""
+        self._budget.check(images, may_be_time=True)
         if self._latency is None or self._budget.ttft_ms is None or not images:
-            return self._budget
-        left = self._budget.ttft_ms / 1e3 - (time.perf_counter() - self.start)
-        tokens = self._latency.profile.tokens_within(
-            left / self._latency.pace(), words(), len(images), images[0].num_patches
-        )
-        return TokenBudget(tokens=tokens)
+            return
+        check, target = self._latency.profile.check_target, self._budget.ttft_ms
+        try:
+            check(target, reading(), images, new_images)
+        except ConfigError:
+            if in_no_cache is None:
+                raise
+            check(target, reading(), images, in_no_cache())
 
-    def note(self, answer: Answer | None) -> None:
+    def budget(self, reading: Callable[[], Reading], images: Sequence[SeenImage]) -> TokenBudget:
+        """The budget for pictures that are seen by now."""
+        if self._latency is None or self._budget.ttft_ms is None or not images:
+            return replace(self._budget, ttft_ms=None)
+        left = self._budget.ttft_ms / 1e3 - (time.perf_counter() - self.start)
+        read = reading()
+        most = min(sum(image.num_patches for image in images), read.room)
+        if self._budget.max_tokens is not None:
+            most = min(most, self._budget.max_tokens)
+        pace, profile = self._latency.pace(), self._latency.profile
+        return TokenBudget(tokens=profile.tokens_within(left / pace, read, len(images), most))
+
+    def note(self, answer: Answer | None, past: int = 0) -> None:
         """If the budget was a time, corrects the profile by the time that this answer took."""
-        if self._latency is not None and answer is not None and answer.compressed:
-            self._latency.note(answer)
+        if self._latency is not None and answer is not None:
+            self._latency.note(answer, past)
 
 
 def _seconds(points: Points, count: float) -> float:
@@ -152,72 +217,99 @@ def _seconds(points: Points, count: float) -> float:
     return float(ys[-1] + slope * (count - xs[-1]))
 
 
-def _ask_extremes(ask: Ask, seen: SeenImage) -> list[Answer]:
-    """Answers from all tokens of a picture, and from one."""
-    budgets = (TokenBudget(full=True), TokenBudget(tokens=1))
-    return [ask(seen, QUESTION, budget, _ONE_TOKEN) for budget in budgets]
-
-
-def warm_up(see: See, ask: Ask) -> SeenImage:
-    """A seen picture, after a first question about it: the first run of a kernel includes its
-    set-up."""
-    seen = see(_noise(0))
-    _ask_extremes(ask, seen)
-    return seen
+def warm_up(vlm: VLM) -> tuple[SeenImage, list[Answer]]:
+    """A seen picture, and the answers to a question about it from one token and from as many as the
+    context has room for: the first run of a kernel includes its set-up."""
+    seen = vlm.see(_noise(0))
+    vlm.ask(seen, QUESTION, TokenBudget(tokens=1), _ONE_TOKEN)
+    few = vlm.ask(seen, QUESTION, TokenBudget(tokens=1), _ONE_TOKEN)
+    most = min(seen.num_patches, vlm.answerer.model.context - few.prefilled)
+    vlm.ask(seen, QUESTION, TokenBudget(tokens=most), _ONE_TOKEN)
+    return seen, [few, vlm.ask(seen, QUESTION, TokenBudget(tokens=most), _ONE_TOKEN)]
 
 
 def measure(
-    see: See, ask: Ask, on_step: Callable[[int, int], None] = lambda done, total: None
+    vlm: VLM, on_step: Callable[[int, int], None] = lambda done, total: None
 ) -> LatencyProfile:
     """Sees pictures of noise and asks about them; `on_step` hears the steps done and their total.
+    The model must not have a cache of features.
 
     Takes a second for the demo, half a minute for a 1.1B model on two cores."""
-    seen = warm_up(see, ask)
-    # Another picture each time, in case the model remembers them.
-    vision = [see(_noise(number)).seconds for number in range(1, REPEATS + 1)]
-    counts = token_counts(seen.num_patches)
+    seen, (_, longest) = warm_up(vlm)
+    # Another picture each time, so that nothing can remember them.
+    vision = [vlm.see(_noise(number)).seconds for number in range(1, REPEATS + 1)]
+    counts = token_counts(longest.num_visual_tokens)
+    question, compress, prefill = np.empty((3, len(counts), REPEATS))
     positions: list[int] = []
-    before, prefill = np.empty((2, len(counts), REPEATS))
     for step, count in enumerate(counts):
-        on_step(step, len(counts))
+        on_step(step, len(counts) + 1)
         for run in range(REPEATS):
-            answer = ask(seen, QUESTION, TokenBudget(tokens=count), _ONE_TOKEN)
-            prefill[step, run] = answer.timing.prefill
-            before[step, run] = answer.timing.first_token - answer.timing.prefill
+            answer = vlm.ask(seen, QUESTION, TokenBudget(tokens=count), _ONE_TOKEN)
+            timing = answer.timing
+            compress[step, run], prefill[step, run] = timing.compress, timing.prefill
+            question[step, run] = timing.first_token - timing.compress - timing.prefill
         positions.append(answer.prefilled)
-    on_step(len(counts), len(counts))
-    whole = before + prefill
+    on_step(len(counts), len(counts) + 1)
+    few = [count for count in _FEW if count < positions[0]]
+    prefill = np.concatenate([_read(vlm.answerer, few, 0), prefill])
+    past = min(positions[-1], vlm.answerer.model.context // 2)
+    behind = sorted({*_FEW, past // 8, past // 2} - {0})
+    continued = _read(vlm.answerer, behind, past)
+    on_step(len(counts) + 1, len(counts) + 1)
+    whole = question + compress + prefill[len(few) :]
     longer = float(np.quantile(whole / np.median(whole, axis=1, keepdims=True), SURE))
     return LatencyProfile(
-        float(np.median(vision)),
-        _points(counts, longer * before),
-        _points(positions, longer * prefill),
+        vision=float(np.median(vision)),
+        question=longer * float(np.median(question)),
+        compress=_points(counts, longer * compress),
+        prefill=_points([*few, *positions], longer * prefill),
+        past=past,
+        continued=_points(behind, longer * continued),
     )
 
 
+def _read(answerer: Answerer, counts: Sequence[int], past: int) -> np.ndarray:
+    """The seconds [counts, repeats] of reading so many positions behind `past` others."""
+    words = answerer.model.embed(np.zeros(max(past, *counts), dtype=np.int64))
+    state, taken = None, np.empty((len(counts), REPEATS))
+    if past:
+        filling = answerer.generate([words[:past]], _ONE_TOKEN)
+        next(iter(filling))
+        state = filling.state
+    for row, count in zip(taken, counts, strict=True):
+        # The very first includes the set-up of its kernels; the next one takes its place.
+        for run in (0, *range(REPEATS)):
+            running = answerer.generate([words[:count]], _ONE_TOKEN, state)
+            start = time.perf_counter()
+            next(iter(running))
+            row[run] = time.perf_counter() - start
+            if running.state is not None and past:
+                state = answerer.model.rewind(running.state, np.array([past]))
+    return taken
+
+
 def known_latency(
-    see: See,
-    ask: Ask,
+    vlm: VLM,
     file: Path | None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Latency:
     """The latency of a model on this machine: read from a file, or measured, which takes a while,
-    and saved."""
+    and saved. The model must not have a cache of features."""
     profile = None if file is None else read_profile(file)
     if profile is not None:
         latency = Latency(profile)
-        for answer in _ask_extremes(ask, warm_up(see, ask)):
+        for answer in warm_up(vlm)[1]:
             latency.note(answer)
         return latency
-    profile = measure(see, ask, on_step)
+    profile = measure(vlm, on_step)
     if file is not None:
         keep_profile(profile, file)
     return Latency(profile)
 
 
-def token_counts(num_patches: int) -> list[int]:
-    """Where a model is measured: 1, N/16, N/8, N/4, N/2, N."""
-    parts = [num_patches * 2**i // PIECES for i in range(PIECES.bit_length())]
+def token_counts(most: int) -> list[int]:
+    """Where a model with so many tokens is measured: 1, N/16, N/8, N/4, N/2, N."""
+    parts = [most * 2**i // PIECES for i in range(PIECES.bit_length())]
     return sorted({1, *(part for part in parts if part)})
 
 
@@ -238,11 +330,16 @@ def read_profile(path: Path) -> LatencyProfile | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         points = {
             name: tuple((int(count), float(seconds)) for count, seconds in content[name])
-            for name in ("compress", "prefill")
+            for name in ("compress", "prefill", "continued")
         }
         if set(content) != {field.name for field in fields(LatencyProfile)}:
             raise ValueError("its fields are others")
-        return LatencyProfile(float(content["vision"]), **points)
+        return LatencyProfile(
+            float(content["vision"]),
+            float(content["question"]),
+            past=int(content["past"]),
+            **points,
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

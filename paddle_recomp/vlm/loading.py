@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
-from paddle_recomp.bundle.contract import PIPELINE, Graph
+from paddle_recomp.bundle.contract import PIPELINE, VISION_OUTPUTS, Graph
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint, prompt_format
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import METHODS
@@ -22,18 +22,20 @@ from paddle_recomp.preprocess import (
     ImageProcessor,
     LanguageTokenizer,
 )
-from paddle_recomp.vlm.about import runtimes
+from paddle_recomp.vlm.about import BACKENDS, decoder_provider, runtimes
 from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.cached_backend import CachedBackend
 from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT, demo_bundle_folder, demo_folder
 from paddle_recomp.vlm.feature_cache import FeatureCache
-from paddle_recomp.vlm.fingerprints import latency_file, projector_checksum, tower_checksum
+from paddle_recomp.vlm.fingerprints import (
+    feature_shapes,
+    latency_file,
+    projector_checksum,
+    tower_key,
+)
 from paddle_recomp.vlm.front_end import VisualFrontEnd
 from paddle_recomp.vlm.model_info import ModelInfo
 from paddle_recomp.vlm.vlm import VLM
-
-BACKENDS = ("onnx", "paddle")
-"""The runtimes of a bundle: ONNX Runtime, Paddle Inference."""
 
 OnBytes = Callable[[int], None]
 """Hears the bytes of each piece that was loaded."""
@@ -106,9 +108,12 @@ def load(
     `on_progress` hears the bytes loaded so far and the bytes in all.
     Raises: as `load_front_end`."""
     found = find(model, clip, llm, compress, template)
+    language = None
     if isinstance(found, Bundle):
+        if found.decoder is None or llm is not None:
+            language = _language_checkpoint(found, llm, clip)
         front_end, answerer = _load_bundle(
-            found, llm, clip, config, device, on_progress, backend, precision, cache
+            found, language, config, device, on_progress, backend, precision, cache
         )
     elif llm is not None:
         raise ConfigError(f"{model} is a checkpoint and has its own language model")
@@ -116,10 +121,10 @@ def load(
         front_end, answerer = _load_checkpoint(
             found, config, device, on_progress, backend, precision, cache
         )
-    own_decoder = not (isinstance(found, Bundle) and (found.decoder is None or llm is not None))
-    run_by = runtimes(found, device, backend, precision, own_decoder)
-    info = ModelInfo(str(model), found, config or CompressionConfig(), *run_by)
-    return VLM(front_end, answerer, latency_file(found, device, backend, precision), info)
+    run_by = runtimes(found, device, backend, precision, language is None)
+    options = config or CompressionConfig()
+    file = latency_file(found, options, run_by, None if language is None else language.spec)
+    return VLM(front_end, answerer, file, ModelInfo(str(model), found, options, *run_by))
 
 
 def _load_checkpoint(
@@ -140,8 +145,7 @@ def _load_checkpoint(
 
 def _load_bundle(
     bundle: Bundle,
-    llm: str | Path | None,
-    clip: str | Path | None,
+    language: Checkpoint | None,
     config: CompressionConfig | None,
     device: str,
     on_progress: Callable[[int, int], None],
@@ -149,21 +153,21 @@ def _load_bundle(
     precision: str | None,
     cache: FeatureCache | None,
 ) -> tuple[VisualFrontEnd, Answerer]:
-    """The front end runs by its backend; the language model is the bundle's own decoder, or that of
-    the checkpoint `llm`."""
+    """The front end runs by its backend; the language model is that of a checkpoint, or else the
+    bundle's own decoder."""
     model: LanguageModel
-    if bundle.decoder is not None and llm is None:
+    if bundle.decoder is not None and language is None:
         front_end = load_front_end(
             bundle, config, device, backend=backend, precision=precision, cache=cache
         )
         total = sum(bundle.sizes[name] for name in bundle.decoder.files)
         model = bundle_decoder(bundle, device, _counter(total, on_progress))
     else:
-        checkpoint = _language_checkpoint(bundle, llm, clip)
-        on_bytes = _counter(checkpoint.num_bytes("language_model"), on_progress)
+        assert language is not None
+        on_bytes = _counter(language.num_bytes("language_model"), on_progress)
         front_end = load_front_end(bundle, config, device, on_bytes, backend, precision, cache)
         # Paddle's devices are no providers of ONNX Runtime, so the decoder runs on the CPU.
-        model = _paddle_llama(checkpoint, "cpu", on_bytes)
+        model = _paddle_llama(language, "cpu", on_bytes)
     return front_end, Answerer(model, bundle.language_tokenizer(), bundle.template)
 
 
@@ -195,12 +199,15 @@ def load_front_end(
         front_end = _checkpoint_front_end(model, config or CompressionConfig(), device, on_tensor)
     if cache is None:
         return front_end
-    tower = f"{tower_checksum(model)} {backend} {precision} {device}"
-    if isinstance(model, Checkpoint):
-        # A bundle's vision graph has both in it.
-        switches = (config or CompressionConfig()).towers
-        tower = f"{tower} {switches} {front_end.backend.inputs('compress')}"
-    return replace(front_end, backend=CachedBackend(front_end.backend, cache, tower))
+    encoder, _ = runtimes(model, device, backend, precision)
+    reads = front_end.backend.inputs("compress")
+    if isinstance(model, Bundle):
+        # Several compressors of a bundle share one graph, which gives what all of them read.
+        reads = model.graphs["vision"].read
+    outputs = [name for name in VISION_OUTPUTS if name in reads]
+    tower = tower_key(model, config or CompressionConfig(), encoder, outputs)
+    cached = CachedBackend(front_end.backend, cache, tower, feature_shapes(model, outputs))
+    return replace(front_end, backend=cached)
 
 
 def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
@@ -327,7 +334,7 @@ def bundle_backend(
     model. It loads `graphs` now, and other graphs when they are first run.
 
     Raises: DeviceError, ConfigError, BundleError."""
-    name = name or BACKENDS[0]
+    name = name or next(iter(BACKENDS))
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
     if name == "paddle":
@@ -351,9 +358,7 @@ def bundle_decoder(
     Raises: BundleError, also for a bundle without one; DeviceError."""
     from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 
-    # Paddle's devices are no providers, and OpenVINO knows few of the decoder's operators.
-    provider = "cpu" if device.startswith("gpu") or device == "openvino" else device
-    return OnnxDecoder.from_bundle(bundle, [provider], on_file=on_file)
+    return OnnxDecoder.from_bundle(bundle, [decoder_provider(device)], on_file=on_file)
 
 
 def _checkpoint_front_end(

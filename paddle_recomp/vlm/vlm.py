@@ -23,7 +23,7 @@ from paddle_recomp.vlm.front_end import (
     paired,
     seen_groups,
 )
-from paddle_recomp.vlm.latency import Deadline, Latency, known_latency
+from paddle_recomp.vlm.latency import Deadline, Latency, Reading, known_latency
 from paddle_recomp.vlm.model_info import ModelInfo
 
 
@@ -105,8 +105,9 @@ class VLM:
         # Cheap checks first: the vision tower is the expensive part.
         generation = generation_for(generation)
         budgets = budgets_for(TokenBudget() if budgets is None else budgets, len(questions))
-        for question, some in zip(questions, groups, strict=True):
+        for question, some, budget in zip(questions, groups, budgets, strict=True):
             check_question(question, len(some))
+            budget.check(len(some))
         seen, seconds = self.front_end.see_all(groups)
         prompts = self._prompts(seen, questions, budgets, seconds)
         return self.answer(prompts, generation)
@@ -147,7 +148,9 @@ class VLM:
         total."""
         with self._measuring:
             if self._latency is None:
-                self._latency = known_latency(self.see, self.ask, self.latency_file, on_step)
+                # A picture from a cache says nothing about the machine.
+                measured = VLM(self.front_end.without_cache(), self.answerer)
+                self._latency = known_latency(measured, self.latency_file, on_step)
             return self._latency
 
     def _stream(
@@ -161,18 +164,21 @@ class VLM:
         given = listed(images)
         # Cheap checks first: the vision tower is the expensive part.
         check_question(question, len(given))
-        deadline, words = Deadline(budget, self.latency), partial(self._words, question, len(given))
-        deadline.check(words, len(given), sum(not isinstance(one, SeenImage) for one in given))
+        deadline = Deadline(budget, self.latency)
+        reading = partial(self._reading, question, len(given), generation.max_new_tokens)
+        new, in_no_cache = self.front_end.num_new(given), partial(self.front_end.num_unknown, given)
+        deadline.check(reading, len(given), new, in_no_cache)
         (seen,), seconds = self.front_end.see_all([given])
-        (prompt,) = self._prompts([seen], [question], deadline.budget(words, seen), seconds)
+        (prompt,) = self._prompts([seen], [question], deadline.budget(reading, seen), seconds)
         embeds = self.answerer.embed_prompt(prompt, generation.max_new_tokens)
         running = self.answerer.generate([embeds], generation)
         yield from self.answerer.stream(running, prompt.pictures, deadline.start, stream)
         deadline.note(stream.answer)
 
-    def _words(self, question: str, num_images: int) -> int:
-        """Positions of a prompt besides its visual tokens."""
-        return len(self.answerer.encode([Turn(question, images=num_images)])) - num_images
+    def _reading(self, question: str, num_images: int, max_new_tokens: int) -> Reading:
+        """Of a prompt by itself."""
+        words = len(self.answerer.encode([Turn(question, images=num_images)])) - num_images
+        return Reading(words, 0, self.answerer.model.context - words - max_new_tokens)
 
     def _prompts(
         self,

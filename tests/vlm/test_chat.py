@@ -119,6 +119,7 @@ BUDGETS = {
     "12.5%": TokenBudget(ratio=0.125),
     "max 64": TokenBudget(max_tokens=64),
     "250 ms": TokenBudget(ttft_ms=250),
+    "250 ms max 64": TokenBudget(ttft_ms=250, max_tokens=64),
     "full": TokenBudget(full=True),
     "auto": TokenBudget(),
 }
@@ -131,7 +132,7 @@ def test_budgets(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0 ms", "0", "-3", "1.5", "many", "max", "max x", "0%", "130%", "%", "8 9"]
+    "text", ["0 ms", "0", "-3", "1.5", "many", "max", "max x", "0%", "130%", "%", "8 9", "9 ms max"]
 )
 def test_budgets_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="expected"):

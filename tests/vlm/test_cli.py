@@ -83,6 +83,8 @@ def bad(tmp_path: Path) -> Path:
         (["verify", "{bad}/folder", "--chat-template", "x"], "go with a checkpoint: add --model"),
         (["ask", "{ok}", QUESTION, "--ttft-ms", "0"], "ttft_ms is 0"),
         (["ask", "{ok}", QUESTION, "--ttft-ms", "9", "--full"], "exclude"),
+        (["ask", "{ok}", QUESTION, "--ttft-ms", "9", "--tokens", "9"], "exclude"),
+        (["ask", "{ok}", "{ok}", QUESTION, "--ttft-ms", "9e9", "--max-tokens", "1"], "share"),
         (["ask", "{ok}"], "no question, only the file"),
         (["ask", "{ok}", "{bad}/text.png", QUESTION], "text.png"),
         (["ask", "{ok}", "is <image> like <image>?"], "2, its pictures: 1"),

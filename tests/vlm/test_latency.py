@@ -24,20 +24,27 @@ from paddle_recomp.vlm.latency import (
     Latency,
     LatencyProfile,
     Points,
+    Reading,
     keep_profile,
     measure,
     read_profile,
     token_counts,
 )
-from paddle_recomp.vlm.loading import load
 from paddle_recomp.vlm.vlm import VLM
 from tests.vlm.counting import CountingBackend, counting
 
 QUESTION = "what digit is red?"
 SHORT = GenerationConfig(max_new_tokens=3)
-SLOW = LatencyProfile(100.0, ((1, 1.0), (256, 256.0)), ((10, 100.0), (20, 200.0)))
-"""A second for each token of a picture in the compressor, ten for each position: what a test takes
-itself does not matter."""
+SLOW = LatencyProfile(
+    vision=100.0,
+    question=50.0,
+    compress=((1, 1.0), (256, 256.0)),
+    prefill=((10, 100.0), (20, 200.0)),
+    past=100,
+    continued=((10, 200.0), (20, 300.0)),
+)
+"""A second for each token of a picture in the compressor, ten for each position and one for each in
+the KV cache: what a test takes itself does not matter."""
 
 
 @st.composite
@@ -50,29 +57,45 @@ def points(draw: st.DrawFn) -> Points:
 @given(
     compress=points(),
     prefill=points(),
+    continued=points(),
     seconds=st.floats(0, 30),
     words=st.integers(1, 300),
+    past=st.integers(0, 900),
     images=st.integers(1, 4),
+    most=st.integers(-20, 1024),
 )
 def test_the_most_tokens_that_fit(
-    compress: Points, prefill: Points, seconds: float, words: int, images: int
+    compress: Points,
+    prefill: Points,
+    continued: Points,
+    seconds: float,
+    words: int,
+    past: int,
+    images: int,
+    most: int,
 ) -> None:
-    profile = LatencyProfile(1.0, compress, prefill)
-    tokens = profile.tokens_within(seconds, words, images, 256)
-    assert images <= tokens <= 256 * images
+    profile = LatencyProfile(1.0, 0.1, compress, prefill, 300, continued)
+    tokens = profile.tokens_within(seconds, Reading(words, past, 0), images, most)
+    assert images <= tokens <= max(most, images)
+    times = [profile.first_token(n, words, images, past) for n in (tokens, tokens + 1)]
+    assert times[0] <= times[1], "more tokens never take less time"
     if tokens > images:
-        assert profile.first_token(tokens, words, images) <= seconds
-    if tokens < 256 * images:
-        assert profile.first_token(tokens + 1, words, images) > seconds
+        assert times[0] <= seconds
+    if tokens < most:
+        assert times[1] > seconds
 
 
 def test_lines_between_what_was_measured() -> None:
-    assert SLOW.first_token(5, 10, 1) == pytest.approx(5 + 150)
-    assert SLOW.first_token(6, 14, 2) == pytest.approx(2 * 3 + 200)
-    assert SLOW.first_token(100, 10, 1) == pytest.approx(100 + 1100), "the last line goes on"
-    flat = LatencyProfile(1.0, ((1, 2.0),), ((7, 3.0),))
-    assert flat.first_token(200, 10, 1) == 5
-    assert flat.first_token(200, 10, 2) == 7, "each picture has a compressor's time"
+    assert SLOW.first_token(5, 10, 1) == pytest.approx(50 + 5 + 150)
+    assert SLOW.first_token(6, 14, 2) == pytest.approx(50 + 2 * 3 + 200)
+    assert SLOW.first_token(100, 10, 1) == pytest.approx(50 + 100 + 1100), "the last line goes on"
+    assert SLOW.reading(15, 100) == 250
+    assert SLOW.reading(15, 30) == 180
+    assert SLOW.reading(15, 300) == 450, "so does the line behind the past"
+    flat = LatencyProfile(1.0, 0.5, ((1, 2.0),), ((7, 3.0),), 0, ((7, 9.0),))
+    assert flat.first_token(200, 10, 1) == 5.5
+    assert flat.first_token(200, 10, 2) == 7.5, "each picture has a compressor's time"
+    assert flat.reading(7, 100) == 3, "nothing is known about a past"
 
 
 class SlowVLM(VLM):
@@ -151,6 +174,7 @@ def test_a_conversation_counts_what_is_read(
 ) -> None:
     """A further question has the time of what is not in the KV cache."""
     vlm, _ = slow
+    vlm.slow = Latency(replace(SLOW, past=0))  # type: ignore[attr-defined]
     other, chat = vlm.chat(seen[0], mode), vlm.chat(seen[0], mode)
     for one in (other, chat):
         one.ask(QUESTION, TokenBudget(tokens=20), SHORT)
@@ -185,7 +209,7 @@ def test_only_what_is_left_of_the_time_counts() -> None:
         deadline = Deadline(budget, lambda: Latency(SLOW))
         deadline.start -= passed
         seen = SimpleNamespace(num_patches=256)
-        assert deadline.budget(lambda: 10, [seen]) == TokenBudget(tokens=tokens)  # type: ignore[list-item]
+        assert deadline.budget(lambda: Reading(10, 0, 999), [seen]) == TokenBudget(tokens=tokens)  # type: ignore[list-item]
 
 
 def test_a_slower_machine_gets_fewer_tokens(
@@ -197,13 +221,14 @@ def test_a_slower_machine_gets_fewer_tokens(
     budget = target(200, words)
     answer = vlm.ask(seen[0], QUESTION, budget, SHORT)
     assert answer.num_visual_tokens == 200
-    expected = SLOW.first_token(200, words, 1)
-    took = replace(answer.timing, first_token=100 + 4 * expected, vision=100.0)
+    took = replace(
+        answer.timing, first_token=1e9, compress=4 * 200.0, prefill=4 * SLOW.reading(200 + words)
+    )
     for _ in range(40):
         vlm.latency().note(replace(answer, timing=took))
     assert vlm.latency().pace() == pytest.approx(4)
     assert budget.ttft_ms is not None
-    fit = SLOW.tokens_within(budget.ttft_ms / 4e3, words, 1, 256)
+    fit = SLOW.tokens_within(budget.ttft_ms / 4e3, Reading(words, 0, 0), 1, 256)
     again = vlm.chat(seen[0]).ask(QUESTION, budget, SHORT)
     assert again.num_visual_tokens == fit < 60
     assert vlm.latency().pace() == pytest.approx(4), "nine of ten"
@@ -217,7 +242,7 @@ def test_measured_once_and_kept(vlm: VLM, tmp_path: Path) -> None:
     first, again = (VLM(vlm.front_end, vlm.answerer, file) for _ in range(2))
     steps: list[int] = []
     latency, profile = first.latency(lambda done, _: steps.append(done)), first.latency().profile
-    assert steps == list(range(7))
+    assert steps == list(range(8))
     assert first.latency() is latency
     assert [count for count, _ in profile.compress] == [1, 16, 32, 64, 128, 256]
     text, written = file.read_text(), file.stat().st_mtime_ns
@@ -235,8 +260,8 @@ def test_a_kept_profile_is_compared_with_today(vlm: VLM, tmp_path: Path) -> None
 
 def test_steps_are_told(vlm: VLM) -> None:
     heard: list[tuple[int, int]] = []
-    measure(vlm.see, vlm.ask, lambda done, total: heard.append((done, total)))
-    assert heard == [(i, 6) for i in range(7)]
+    measure(vlm, lambda done, total: heard.append((done, total)))
+    assert heard == [(i, 7) for i in range(8)]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +289,9 @@ def _without(name: str) -> Callable[[dict[str, Any]], object]:
         lambda content: content.update(more=1),
         lambda content: content.update(vision=-1.0),
         lambda content: content.update(vision="fast"),
+        lambda content: content.update(question=0),
+        lambda content: content.update(past=-3),
+        lambda content: content.update(continued=[]),
         lambda content: content.update(prefill=[]),
         lambda content: content.update(prefill=[[1, 2.0, 3.0]]),
         lambda content: content.update(compress=[[2, 1.0], [1, 2.0]]),
@@ -293,18 +321,3 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             assert read_profile(tmp_path / name) is None
     with pytest.warns(RecompWarning, match="cannot be written"):
         keep_profile(SLOW, tmp_path / "half.json" / "below.json")
-
-
-def test_each_way_to_run_a_model_has_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = [
-        load("demo").latency_file,
-        load("demo").latency_file,
-        load("demo-checkpoint").latency_file,
-        load("demo", backend="onnx").latency_file,
-    ]
-    assert len(set(found)) == 3
-    assert found[0] == found[1]
-    assert all(file is not None and tmp_path in file.parents for file in found)

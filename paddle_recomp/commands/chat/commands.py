@@ -10,7 +10,10 @@ from paddle_recomp.errors import ConfigError
 
 COMMANDS = {
     "/image": ("PATH [PATH…]", "a new conversation about these pictures"),
-    "/tokens": ("N | 12.5% | max N | N ms | full | auto", "the visual tokens of further questions"),
+    "/tokens": (
+        "N | 12.5% | max N | N ms [max N] | full | auto",
+        "the visual tokens of further questions",
+    ),
     "/mode": ("append | recompress | keep", "a new conversation in this mode"),
     "/explain": ("[FILE]", "draw what the last answer was drawn from; default: explain.png"),
     "/history": ("", "the conversation so far, with tokens and times"),
@@ -62,6 +65,8 @@ def parse_budget(words: tuple[str, ...]) -> TokenBudget:
             return TokenBudget(max_tokens=_count(number, words))
         case [number, "ms"]:
             return TokenBudget(ttft_ms=_number(number, words))
+        case [number, "ms", "max", most]:
+            return TokenBudget(ttft_ms=_number(number, words), max_tokens=_count(most, words))
         case [share] if share.endswith("%"):
             return TokenBudget(ratio=_number(share[:-1], words) / 100)
         case [number]:
@@ -75,10 +80,11 @@ def describe_budget(budget: TokenBudget) -> str:
         return "full"
     if budget.tokens is not None:
         return f"{budget.tokens}"
-    if budget.max_tokens is not None:
-        return f"max {budget.max_tokens}"
+    most = "" if budget.max_tokens is None else f"max {budget.max_tokens}"
     if budget.ttft_ms is not None:
-        return f"{budget.ttft_ms:g} ms"
+        return f"{budget.ttft_ms:g} ms {most}".rstrip()
+    if most:
+        return most
     return "auto" if budget.ratio is None else f"{100 * budget.ratio:g}%"
 
 
