@@ -29,14 +29,22 @@ def projector_checksum(checkpoint: Checkpoint) -> str:
 
 
 def tower_key(
-    model: Checkpoint | Bundle, config: CompressionConfig, runtime: Runtime, outputs: Sequence[str]
+    model: Checkpoint | Bundle,
+    config: CompressionConfig | None,
+    runtime: Runtime,
+    outputs: Sequence[str],
 ) -> str:
     """The checksum by which a cache knows whose features it holds: of everything but the pixels
-    that the vision tower's `outputs` depend on. `config` is a checkpoint's; for a bundle, the files
-    of the vision graph have all of it in them, in every format that the bundle has."""
+    that the vision tower's `outputs` depend on. `config` is a checkpoint's, None for the default
+    one; for a bundle, the files of the vision graph have all of it in them, in every format that
+    the bundle has."""
     if isinstance(model, Checkpoint):
         weights = _part_checksum(model, "vision_tower")
-        about: list[Any] = [weights, *_vision_of(model.spec), asdict(config.towers)]
+        about: list[Any] = [
+            weights,
+            *_vision_of(model.spec),
+            asdict((config or CompressionConfig()).towers),
+        ]
     else:
         names = [*model.graphs["vision"].files]
         if model.paddle is not None:
@@ -61,16 +69,16 @@ def feature_shapes(
 
 def latency_file(
     model: Checkpoint | Bundle,
-    config: CompressionConfig,
+    config: CompressionConfig | None,
     runtimes: Sequence[Runtime],
     language: ModelSpec | None = None,
 ) -> Path:
     """The file with the latency profile of a model on this machine: one for everything that decides
     the time. `runtimes` are those of the visual encoder and of the language model. `language` is
     the checkpoint whose language model answers for a bundle. Of a checkpoint only sizes and options
-    count (`config` is a checkpoint's), because the values of its weights take no time."""
+    count (`config` as for `tower_key`), because the values of its weights take no time."""
     if isinstance(model, Checkpoint):
-        about: object = [asdict(model.spec), config.as_dict()]
+        about: object = [asdict(model.spec), (config or CompressionConfig()).as_dict()]
     else:
         about = [model.compressor, model.checksums, language and asdict(language.language)]
     machine = this_machine()

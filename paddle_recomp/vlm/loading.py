@@ -122,9 +122,8 @@ def load(
             found, config, device, on_progress, backend, precision, cache
         )
     run_by = runtimes(found, device, backend, precision, language is None)
-    options = config or CompressionConfig()
-    file = latency_file(found, options, run_by, None if language is None else language.spec)
-    return VLM(front_end, answerer, file, ModelInfo(str(model), found, options, *run_by))
+    file = latency_file(found, config, run_by, None if language is None else language.spec)
+    return VLM(front_end, answerer, file, ModelInfo(str(model), found, config, *run_by))
 
 
 def _load_checkpoint(
@@ -205,7 +204,7 @@ def load_front_end(
         # Several compressors of a bundle share one graph, which gives what all of them read.
         reads = model.graphs["vision"].read
     outputs = [name for name in VISION_OUTPUTS if name in reads]
-    tower = tower_key(model, config or CompressionConfig(), encoder, outputs)
+    tower = tower_key(model, config, encoder, outputs)
     cached = CachedBackend(front_end.backend, cache, tower, feature_shapes(model, outputs))
     return replace(front_end, backend=cached)
 

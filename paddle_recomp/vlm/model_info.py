@@ -25,8 +25,8 @@ class ModelInfo:
     name: str
     """A folder, `demo` or `demo-checkpoint`, as it was given."""
     source: Checkpoint | Bundle
-    config: CompressionConfig
-    """Of a checkpoint; a bundle has its own."""
+    config: CompressionConfig | None
+    """Of a checkpoint, None for the default one; a bundle has its own."""
     encoder: Runtime
     language_model: Runtime
 
@@ -45,7 +45,7 @@ class ModelInfo:
                 "options": {**source.towers, **source.options},
                 "precision": source.precision,
             }
-        options = self.config.as_dict()
+        options = (self.config or CompressionConfig()).as_dict()
         return {
             "name": self.name,
             "kind": "checkpoint",

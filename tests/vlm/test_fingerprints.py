@@ -15,7 +15,7 @@ import pytest
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.contract import VISION_OUTPUTS
 from paddle_recomp.checkpoint import PARTS, Checkpoint, ModelSpec, open_checkpoint
-from paddle_recomp.compression.config import PRESETS, CompressionConfig
+from paddle_recomp.compression.config import DEFAULT_METHOD, PRESETS, CompressionConfig
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.config import TowerOptions
 from paddle_recomp.vlm import fingerprints
@@ -33,7 +33,7 @@ class Given:
     """Everything that the two keys are made from."""
 
     model: Checkpoint | Bundle
-    config: CompressionConfig
+    config: CompressionConfig | None
     device: str = "cpu"
     backend: str | None = None
     precision: str | None = None
@@ -146,7 +146,7 @@ def test_each_field_of_the_tower_has_features_of_its_own(
 def test_each_switch_of_the_towers_has_features_of_its_own(checkpoint: Given) -> None:
     for where, towers in altered(TowerOptions()):
         config = object.__new__(CompressionConfig)
-        config.__dict__.update({**vars(checkpoint.config), "towers": towers})
+        config.__dict__.update({**vars(CompressionConfig()), "towers": towers})
         assert replace(checkpoint, config=config).tower() != checkpoint.tower(), where
     for name in METHODS:
         same = replace(checkpoint, config=CompressionConfig(name))
@@ -228,7 +228,7 @@ def test_the_files_and_the_outputs_of_a_bundle_count(bundle: Given) -> None:
 
 def test_each_thing_that_decides_the_time_has_a_file_of_its_own(checkpoint: Given) -> None:
     same = {f"preset {name}" for name, one in PRESETS.items() if one == checkpoint.config}
-    same |= {f"method {checkpoint.config.method}"}
+    same |= {f"method {DEFAULT_METHOD}"}
     options = with_options(checkpoint)
     for base in (checkpoint,):
         check(base, with_specs(base), Given.latency, set())
@@ -298,12 +298,14 @@ def test_a_format_has_keys_of_its_own(
 
 def test_equal_numbers_are_one_setting(checkpoint: Given) -> None:
     """A command line gives 50.0 where a program gives 50."""
-    config = checkpoint.config.with_options(text_weight=7)
-    floats = checkpoint.config.with_text_options(text_weight="7")
+    config = CompressionConfig().with_options(text_weight=7)
+    floats = CompressionConfig().with_text_options(text_weight="7")
     assert repr(config) != repr(floats)
     one, other = (replace(checkpoint, config=each) for each in (config, floats))
     assert one.latency() == other.latency()
     assert one.tower() == other.tower()
+    default = replace(checkpoint, config=None)
+    assert (default.latency(), default.tower()) == (checkpoint.latency(), checkpoint.tower())
 
 
 def test_shapes_are_those_that_the_towers_give(checkpoint: Given, bundle: Given) -> None:
