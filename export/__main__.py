@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from paddle_recomp.commands.console import (
     progress_bar,
@@ -18,6 +17,7 @@ from paddle_recomp.commands.console import (
 )
 from paddle_recomp.commands.export_tools import export_required
 from paddle_recomp.commands.options import with_options
+from paddle_recomp.commands.printing import PlainConsole
 from paddle_recomp.commands.verify import add_verify
 
 from .options import ExportOptions
@@ -52,20 +52,20 @@ def export_unless_verify(context: typer.Context, options: ExportOptions) -> None
 
 
 def _write(options: ExportOptions) -> None:
-    folder = options.folder
+    folder, console = options.folder, PlainConsole()
     with export_required(), quiet_paddle(), warnings_as_lines():
         from .accuracy import print_ranking, write_ranking
         from .build import export as write_bundle
 
         plan = options.build()
-        with progress_bar(Console(stderr=True), "reading") as on_step:
+        with progress_bar(PlainConsole(stderr=True), "reading") as on_step:
             made = write_bundle(plan, folder, on_step)
         if options.report is not None and made.outcome is not None:
-            print_ranking(Console(highlight=False), made.outcome)
+            print_ranking(console, made.outcome)
             write_ranking(options.report, made.outcome)
     bundle = made.bundle
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    typer.echo(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, {bundle.precision}")
+    console.say(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, {bundle.precision}")
 
 
 def _load_verify() -> Any:

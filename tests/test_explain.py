@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.explain import draw_overlay
+from paddle_recomp.explain import draw_answer, draw_overlay
 from paddle_recomp.explain.layout import KEPT, MERGED, PADDING, PAPER, WIDTH
 from paddle_recomp.explain.page import MARGIN
-from paddle_recomp.types import VisualTokens, stage_counts
+from paddle_recomp.preprocess import ImageProcessor
+from paddle_recomp.types import StageInfo, StageKind, VisualTokens, stage_counts
 
 STAGES = METHODS["recoverable"].stages
 VISUAL, TEXT = KEPT[:2]
@@ -185,9 +187,75 @@ def test_modes_of_the_picture() -> None:
         assert draw_overlay(image, CASE, STAGES, (4, 4), (0, 0, 40, 40), "Q").mode == "RGB"
 
 
-def test_grid_must_match() -> None:
-    with pytest.raises(ConfigError, match="grid is 3×4, but there are 16 patches"):
-        draw_overlay(Image.new("RGB", (9, 9)), CASE, STAGES, (3, 4), (0, 0, 9, 9), "Q")
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000), (1, 1), (10_000, 2)])
+def test_the_thinnest_picture_in_a_square(size: tuple[int, int]) -> None:
+    """Its short side is less than a pixel of the drawing."""
+    processor = ImageProcessor(size=8, crop=8, aspect="pad")
+    bright, dark = (
+        np.asarray(
+            draw_answer([Image.new("RGB", size, colour)], [CASE], STAGES, processor, "Q"), dtype=int
+        )
+        for colour in (BRIGHT, PADDING)
+    )
+    (rows, columns) = np.nonzero((bright != dark).any(axis=2))
+    spans = np.ptp(columns) + 1, np.ptp(rows) + 1
+    longer, shorter = max(spans), min(spans)
+    assert (spans[0] >= spans[1]) == (size[0] >= size[1])
+    assert SIDE <= longer <= WIDTH  # Frames hide some of it.
+    assert shorter == longer if size == (1, 1) else shorter <= 3
+
+
+@pytest.mark.parametrize(
+    ("grid", "box", "says"),
+    [
+        ((3, 4), (0, 0, 9, 9), "grid is 3×4, but there are 16 patches"),
+        ((-4, -4), (0, 0, 9, 9), "grid is -4×-4"),
+        ((4, 4), (0, 0, 0, 9), "covers no part"),
+        ((4, 4), (9, 0, 20, 9), "covers no part"),
+        ((4, 4), (0, 0, 9, float("nan")), "covers no part"),
+        ((4, 4), (0, 0, 9, float("inf")), "covers no part"),
+    ],
+)
+def test_grid_and_box_must_match(grid: tuple[int, int], box: Box, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        draw_overlay(Image.new("RGB", (9, 9)), CASE, STAGES, grid, box, "Q")
+
+
+def test_stages_must_match() -> None:
+    with pytest.raises(ConfigError, match="stage 3; there are 2 stages"):
+        draw_overlay(Image.new("RGB", (9, 9)), CASE, STAGES[:2], (4, 4), (0, 0, 9, 9), "Q")
+
+
+@pytest.mark.parametrize("number", [1, 4, 5, 9])
+def test_names_of_any_length_stay_apart_in_the_legend(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, int, int, int]] = []
+    write = ImageDraw.ImageDraw.text
+
+    def note(draw: Any, place: Any, text: str, *given: Any, **options: Any) -> None:
+        font = given[1] if len(given) > 1 else options["font"]
+        left, top, right, bottom = draw.textbbox(place, text, font, anchor=options.get("anchor"))
+        if text:
+            written.append((round(left), round(top), round(right), round(bottom)))
+        write(draw, place, text, *given, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    kinds: tuple[StageKind, ...] = ("patch", "merged", "rest")
+    stages = tuple(
+        StageInfo(f"the rather long name of stage {i}", kinds[i % 3], "a meaning " * 9)
+        for i in range(number)
+    )
+    case = compressed([i % number for i in range(16)], list(range(number)), [-1] * number)
+    page = draw_overlay(Image.new("RGB", (80, 80)), case, stages, (4, 4), (0, 0, 80, 80), "Q")
+    legend = written[2:]
+    assert len(legend) >= 2 + 2 * number
+    for place, (left, top, right, bottom) in enumerate(legend):
+        assert 0 <= left < right <= WIDTH
+        assert bottom < page.height
+        for other in legend[:place]:
+            beside = right <= other[0] or left >= other[2]
+            assert beside or bottom <= other[1] or top >= other[3]
 
 
 def test_font_must_be_readable(tmp_path: Path) -> None:

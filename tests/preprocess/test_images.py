@@ -9,6 +9,7 @@ import warnings
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,53 @@ def test_palette(transparency: int | bytes | None) -> None:
     image = Image.new("RGB", (8, 8), RED).quantize(4)
     options = {} if transparency is None else {"transparency": transparency}
     assert load_image(file_bytes(image, "PNG", **options)).getpixel((0, 0)) == RED
+
+
+MODES = {
+    "1": 1,
+    "L": RED[0],
+    "I": RED[0],
+    "F": RED[0],
+    "P": 0,
+    "RGB": RED,
+    "RGBX": (*RED, 0),
+    "RGBA": (*RED, 9),
+    "RGBa": (100, 15, 20, 128),
+    "CMYK": (55, 225, 215, 0),
+    "YCbCr": (81, 105, 213),
+    "LAB": (112, 192, 170),
+    "HSV": (253, 217, 200),
+    "LA": (RED[0], 9),
+    "La": (100, 128),
+    "PA": (0, 9),
+    "I;16": RED[0] * 257,
+    "I;16L": RED[0] * 257,
+    "I;16B": RED[0] * 257,
+    "I;16N": RED[0] * 257,
+}
+"""The modes that Pillow has, each with the value of RED, or of its red as a grey."""
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_pillow(mode: str, orientation: int) -> None:
+    value: Any = MODES[mode]
+    image = Image.new(mode, (4, 3), value)
+    if mode in ("P", "PA"):
+        image.putpalette(list(RED))
+    image.getexif()[0x0112] = orientation
+    loaded = load_image(image)
+    assert loaded.size == ((4, 3) if orientation == 1 else (3, 4))
+    pixel = np.asarray(loaded)[1, 1].astype(int)
+    grey = (255,) * 3 if mode == "1" else (RED[0],) * 3
+    colours = mode.startswith(("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV"))
+    assert np.abs(pixel - (RED if colours else grey)).max() <= 2
+
+
+@pytest.mark.parametrize("odd", [None, 3, [], np.zeros((3, 3)), object()])
+def test_what_is_no_picture(odd: Any) -> None:
+    with pytest.raises(ImageError, match=f"of type {type(odd).__name__}; expected a path"):
+        load_image(odd)
 
 
 def test_transparency_is_dropped_as_clip_does() -> None:

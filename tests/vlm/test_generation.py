@@ -183,6 +183,67 @@ def test_an_interrupt_in_the_model_or_in_the_loop(
     check_cut(either, seen, stream.answer, "".join(pieces), whole)
 
 
+class Clock:
+    """Goes on only where something takes time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow:
+    """A language model that takes 2 s to read a prompt and 1 s for each further token."""
+
+    def __init__(self, model: Any, clock: Clock) -> None:
+        self.model, self.clock, self.decoded = model, clock, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def prefill(self, *arguments: Any) -> Any:
+        self.clock.now += 2
+        return self.model.prefill(*arguments)
+
+    def decode(self, *arguments: Any) -> Any:
+        self.clock.now += 1
+        self.decoded += 1
+        return self.model.decode(*arguments)
+
+
+def test_the_times_are_the_models_and_not_the_readers(
+    vlm: VLM, seen: SeenImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    for module in ("answering", "latency", "front_end"):
+        monkeypatch.setattr(f"paddle_recomp.vlm.{module}.time", clock)
+    model: Any = Slow(vlm.answerer.model, clock)
+    slow = VLM(vlm.front_end, replace(vlm.answerer, model=model))
+
+    def times(answer: Answer | None) -> tuple[float, float, float]:
+        assert answer is not None
+        timing = answer.timing
+        return timing.prefill, timing.decode, timing.first_token
+
+    def read_slowly(stream: AnswerStream, most: int = 100) -> Answer | None:
+        for number, _ in enumerate(stream, start=1):
+            clock.now += 50
+            if number == most:
+                break
+        return stream.answer
+
+    alone = slow.ask(seen, QUESTION, generation=LONG)
+    assert model.decoded >= 8
+    assert times(alone) == (2, model.decoded, 2)
+    assert times(read_slowly(slow.stream(seen, QUESTION, generation=LONG))) == times(alone)
+    assert times(read_slowly(slow.chat(seen).stream(QUESTION, None, LONG))) == times(alone)
+    assert times(slow.ask_batch([seen], [QUESTION], generation=LONG)[0]) == times(alone)
+    model.decoded = 0
+    cut = read_slowly(slow.stream(seen, QUESTION, generation=LONG), most=2)
+    assert times(cut) == (2, model.decoded, 2)
+
+
 def test_the_document_shows_what_there_is(
     picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
