@@ -122,14 +122,8 @@ def _vision(config: Json, projection_dim: int) -> VisionTowerSpec:
 
 
 def _text(config: Json, projection_dim: int) -> TextTowerSpec:
-    vocab_size = integer(config, "vocab_size", 49408)
-    eos_token_id = integer(config, "eos_token_id", 49407)
-    if eos_token_id == 2:
-        # OpenAI's files say 2, which their tokenizer gives to a character; their model pools
-        # at the highest id, and that is end-of-text.
-        eos_token_id = vocab_size - 1
     return TextTowerSpec(
-        vocab_size=vocab_size,
+        vocab_size=integer(config, "vocab_size", 49408),
         max_positions=integer(config, "max_position_embeddings", 77),
         hidden_size=integer(config, "hidden_size", 512),
         intermediate_size=integer(config, "intermediate_size", 2048),
@@ -138,7 +132,7 @@ def _text(config: Json, projection_dim: int) -> TextTowerSpec:
         hidden_act=_activation(config),
         layer_norm_eps=number(config, "layer_norm_eps", 1e-5),
         projection_dim=projection_dim,
-        eos_token_id=eos_token_id,
+        eos_token_id=integer(config, "eos_token_id", 49407),
     )
 
 

@@ -88,7 +88,8 @@ class TextTowerSpec:
     layer_norm_eps: float
     projection_dim: int
     eos_token_id: int
-    """The real id of end-of-text, where CLIP pools; never the 2 of OpenAI's config files."""
+    """CLIP pools at its first place in a text. OpenAI's files say 2, which is a letter: then CLIP
+    pools at the first place of the text's highest id, as it did before files could say where."""
 
     def __post_init__(self) -> None:
         _check_sizes(self, may_be_zero=("eos_token_id",))
@@ -98,6 +99,11 @@ class TextTowerSpec:
             raise CheckpointError(
                 f"eos_token_id is {self.eos_token_id}, outside the vocabulary of {self.vocab_size}"
             )
+
+    @property
+    def pools_at_highest_id(self) -> bool:
+        """Else at the first `eos_token_id`."""
+        return self.eos_token_id == 2
 
 
 @dataclass(frozen=True)
