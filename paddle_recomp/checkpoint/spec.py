@@ -150,15 +150,15 @@ class LanguageModelSpec:
     output_bias: bool
     """Of attention's output projection."""
     mlp_bias: bool
-    bos_token_id: int
     eos_token_ids: tuple[int, ...]
+    """The end tokens that the checkpoint names besides its tokenizer's own."""
     model_type: str = "llama"
     sliding_window: int | None = None
     """Positions that a token attends to, its own included; None: all before it."""
 
     def __post_init__(self) -> None:
         _check_one_of("the language model's model_type", self.model_type, LANGUAGE_MODELS)
-        _check_sizes(self, may_be_zero=("bos_token_id",))
+        _check_sizes(self)
         _check_divides(self, "num_heads", "num_kv_heads")
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}; rotary positions need it even")
