@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -27,7 +28,7 @@ from paddle_recomp.checkpoint.spec import (
     VisionTowerSpec,
 )
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
-from paddle_recomp.json_files import read_json
+from paddle_recomp.json_files import read_json, shown
 
 _LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {
@@ -206,6 +207,7 @@ def _check_same_tower(own: VisionTowerSpec, clip: VisionTowerSpec) -> None:
 
 def _original(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpec:
     choice(config, "model_type", ("llava", "llava_llama"))
+    _check_named_tower(string(config, "mm_vision_tower"), clip.vision)
     if boolean(config, "mm_use_im_start_end", False):
         raise CheckpointError("mm_use_im_start_end is true; prompts with it are not supported")
     choice(config, "mm_patch_merge_type", ("flat",), "flat")
@@ -230,7 +232,23 @@ def _original(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpe
         select="patch",
         layout="llava_original",
         pad_to_square=aspect == "pad",
+        trained_vision_tower=boolean(config, "unfreeze_mm_vision_tower", False),
     )
+
+
+def _check_named_tower(name: str, clip: VisionTowerSpec) -> None:
+    """The names of OpenAI's towers say the sides of a patch, and of a picture unless it is 224.
+
+    Raises: CheckpointError where the CLIP folder has other ones."""
+    named = re.search(r"-patch(\d+)(?:-(\d+))?/?$", name)
+    if named is None:
+        return
+    patch, picture = int(named[1]), int(named[2] or 224)
+    if (patch, picture) != (clip.patch_size, clip.image_size):
+        raise CheckpointError(
+            f"mm_vision_tower is {shown(name)}: pictures of {picture} pixels, patches of {patch}; "
+            f"the CLIP folder's tower takes {clip.image_size} and {clip.patch_size}"
+        )
 
 
 def _language(config: Json, ends: tuple[int, ...], tied: bool) -> LanguageModelSpec:

@@ -201,6 +201,8 @@ class ModelSpec:
     layout: Literal["llava_original", "llava_hf"]
     pad_to_square: bool = False
     """Whether the model was trained on images padded, not cropped, to a square."""
+    trained_vision_tower: bool = False
+    """Whether the vision tower was trained with the model, and so is no longer CLIP's."""
 
     def __post_init__(self) -> None:
         _check_one_of("vision feature selection", self.select, ("default", "patch"))

@@ -104,6 +104,11 @@ CLIP_LARGE_336: dict[str, Any] = {
 VISION_LARGE_336 = VisionTowerSpec(336, 14, 1024, 4096, 24, 16, "quick_gelu", 1e-5, 768)
 TEXT_LARGE = TextTowerSpec(49408, 77, 768, 3072, 12, 12, "quick_gelu", 1e-5, 768, 2)
 LARGE_336 = ClipConfig(VISION_LARGE_336, TEXT_LARGE)
+ORIGINAL_336 = {
+    **ORIGINAL_CONFIG,
+    "mm_hidden_size": 1024,
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+}
 
 
 def clip_config(folder: Path, config: Any) -> ClipConfig:
@@ -151,7 +156,7 @@ def test_published_llava_hf_takes_the_defaults_of_7b(tmp_path: Path) -> None:
 
 
 def test_original_layout(tmp_path: Path) -> None:
-    config = {**ORIGINAL_CONFIG, "hidden_size": 4096, "mm_hidden_size": 1024}
+    config = {**ORIGINAL_336, "hidden_size": 4096}
     write_json(tmp_path / "config.json", config)
     spec = read_model_config(tmp_path, LARGE_336)
     assert spec.vision == VISION_LARGE_336
@@ -259,7 +264,7 @@ def test_end_ids(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id is '</s>'"):
         language(tmp_path)
     generation.unlink()
-    original = {**ORIGINAL_CONFIG, "hidden_size": 4096, "mm_hidden_size": 1024}
+    original = {**ORIGINAL_336, "hidden_size": 4096}
     write_json(config, {**original, "eos_token_id": [2, 5]})
     assert read_model_config(tmp_path, LARGE_336).language.eos_token_ids == (2, 5)
 
@@ -328,8 +333,37 @@ def test_bad_llava_hf(tmp_path: Path, change: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "patch"),
+    [
+        ("openai/clip-vit-large-patch14-336", 224, 14),
+        ("openai/clip-vit-large-patch14", 336, 14),
+        ("/models/clip-vit-large-patch14-336/", 224, 14),
+        ("openai/clip-vit-base-patch16", 224, 32),
+    ],
+)
+def test_a_clip_of_another_size_than_the_original_config_names(
+    tmp_path: Path, name: str, size: int, patch: int
+) -> None:
+    clip = replace(LARGE_336.vision, image_size=size, patch_size=patch)
+    write_json(tmp_path / "config.json", {**ORIGINAL_336, "mm_vision_tower": name})
+    message = rf"mm_vision_tower is \"{name}\": pictures .* takes {size} and {patch}$"
+    with pytest.raises(CheckpointError, match=message):
+        read_model_config(tmp_path, LARGE_336._replace(vision=clip))
+
+
+def test_a_tower_whose_name_says_no_size(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {**ORIGINAL_336, "hidden_size": 4096})
+    spec = read_model_config(tmp_path, LARGE_336)
+    own = {**ORIGINAL_336, "hidden_size": 4096, "mm_vision_tower": "./my_tower"}
+    write_json(tmp_path / "config.json", own)
+    assert read_model_config(tmp_path, LARGE_336) == spec
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"unfreeze_mm_vision_tower": 1}, "unfreeze_mm_vision_tower is 1; expected true or false"),
+        ({"mm_vision_tower": None}, "'mm_vision_tower' is missing"),
         ({"model_type": "llava_mistral"}, "model_type is 'llava_mistral'"),
         ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type is 'mlp3x_gelu'; supported"),
         ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch'; supported: patch"),
@@ -341,7 +375,7 @@ def test_bad_llava_hf(tmp_path: Path, change: dict[str, Any], message: str) -> N
     ],
 )
 def test_bad_original(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    write_json(tmp_path / "config.json", {**ORIGINAL_CONFIG, "mm_hidden_size": 1024, **change})
+    write_json(tmp_path / "config.json", {**ORIGINAL_336, **change})
     with pytest.raises(CheckpointError, match=message):
         read_model_config(tmp_path, LARGE_336)
 
