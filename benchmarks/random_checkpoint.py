@@ -60,7 +60,6 @@ def _llama(width: int, inner: int, layers: int, heads: int, kv_heads: int) -> La
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        bos_token_id=1,
         eos_token_ids=(2,),
     )
 
@@ -145,7 +144,7 @@ def llava_config(spec: ModelSpec) -> dict[str, Any]:
             "max_position_embeddings": llama.max_positions,
             "rms_norm_eps": llama.rms_norm_eps,
             "rope_theta": llama.rope_theta,
-            "bos_token_id": llama.bos_token_id,
+            "bos_token_id": 1,
             "eos_token_id": llama.eos_token_ids[0],
         },
     }

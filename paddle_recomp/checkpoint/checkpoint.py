@@ -134,6 +134,11 @@ def open_checkpoint(
         del own[VISUAL_PROJECTION]
         check_part(model, "vision_tower", parts.get("vision_tower", {}), own)
         parts["vision_tower"][VISUAL_PROJECTION] = clip_parts["vision_tower"][VISUAL_PROJECTION]
+    elif spec.trained_vision_tower:
+        raise CheckpointError(
+            f"{model / 'config.json'}: unfreeze_mm_vision_tower is true, so the vision tower was "
+            "trained with the model; expected its weights in the folder, found none"
+        )
     else:
         parts["vision_tower"] = clip_parts["vision_tower"]
     parts["text_tower"] = clip_parts["text_tower"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -27,15 +28,13 @@ from paddle_recomp.checkpoint.spec import (
     VisionTowerSpec,
 )
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
-from paddle_recomp.json_files import read_json
+from paddle_recomp.json_files import read_json, shown
 
 _LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {
         "vocab_size": 32000,
         "intermediate_size": 11008,
         "max_position_embeddings": 2048,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
     },
     "qwen2": {
         "vocab_size": 151936,
@@ -48,8 +47,6 @@ _LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
         "intermediate_size": 14336,
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
     },
 }
 """The defaults of transformers for fields that a config.json leaves out, where they differ between
@@ -122,14 +119,8 @@ def _vision(config: Json, projection_dim: int) -> VisionTowerSpec:
 
 
 def _text(config: Json, projection_dim: int) -> TextTowerSpec:
-    vocab_size = integer(config, "vocab_size", 49408)
-    eos_token_id = integer(config, "eos_token_id", 49407)
-    if eos_token_id == 2:
-        # OpenAI's files say 2, which their tokenizer gives to a character; their model pools
-        # at the highest id, and that is end-of-text.
-        eos_token_id = vocab_size - 1
     return TextTowerSpec(
-        vocab_size=vocab_size,
+        vocab_size=integer(config, "vocab_size", 49408),
         max_positions=integer(config, "max_position_embeddings", 77),
         hidden_size=integer(config, "hidden_size", 512),
         intermediate_size=integer(config, "intermediate_size", 2048),
@@ -138,7 +129,7 @@ def _text(config: Json, projection_dim: int) -> TextTowerSpec:
         hidden_act=_activation(config),
         layer_norm_eps=number(config, "layer_norm_eps", 1e-5),
         projection_dim=projection_dim,
-        eos_token_id=eos_token_id,
+        eos_token_id=integer(config, "eos_token_id", 49407),
     )
 
 
@@ -148,30 +139,42 @@ def read_model_config(folder: Path, clip: ClipConfig) -> ModelSpec:
     Raises: CheckpointNotFoundError without config.json; CheckpointError for a field that cannot be
     used, or when its vision tower differs from CLIP's."""
     config = _read_config(folder)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        # The end tokens are decided there; config.json often has only one of the ids.
-        overrides = {"eos_token_id": read_json(generation).get("eos_token_id")}
-    else:
-        overrides = {}
+    ends = _generation_ends(folder / "generation_config.json")
     with _naming(folder / "config.json"):
         if "mm_vision_tower" in config:
-            return _original(config, overrides, clip)
+            return _original(config, ends or _ends(config), clip)
         if "text_config" in config or "vision_config" in config:
-            return _llava_hf(config, overrides, clip)
+            return _llava_hf(config, ends or _ends(config), clip)
         raise CheckpointError(
             "neither 'text_config' (llava-hf layout) nor 'mm_vision_tower' (original layout) "
             f"is there; model_type is {config.get('model_type')!r}"
         )
 
 
-def _llava_hf(config: Json, overrides: Json, clip: ClipConfig) -> ModelSpec:
+def _generation_ends(path: Path) -> tuple[int, ...]:
+    """The end tokens of generation_config.json, where it has any: config.json often has only one of
+    them."""
+    if not path.is_file():
+        return ()
+    with _naming(path):
+        return _ends(read_json(path))
+
+
+def _ends(config: Json) -> tuple[int, ...]:
+    """The end tokens of a file: of the whole, or else of its language model."""
+    if config.get("eos_token_id") is not None:
+        return integers(config, "eos_token_id")
+    inner = config.get("text_config")
+    return _ends(inner) if isinstance(inner, dict) else ()
+
+
+def _llava_hf(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpec:
     choice(config, "model_type", ("llava",))
     vision = _vision(section(config, "vision_config"), clip.vision.projection_dim)
     _check_same_tower(vision, clip.vision)
     text_config = section(config, "text_config")
     tied = boolean(config, "tie_word_embeddings", False)
-    language = _language(text_config, overrides, boolean(text_config, "tie_word_embeddings", tied))
+    language = _language(text_config, ends, boolean(text_config, "tie_word_embeddings", tied))
     token_field = "image_token_id" if "image_token_id" in config else "image_token_index"
     choice(config, "vision_feature_select_strategy", ("default",), "default")
     return ModelSpec(
@@ -202,15 +205,16 @@ def _check_same_tower(own: VisionTowerSpec, clip: VisionTowerSpec) -> None:
             )
 
 
-def _original(config: Json, overrides: Json, clip: ClipConfig) -> ModelSpec:
+def _original(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpec:
     choice(config, "model_type", ("llava", "llava_llama"))
+    _check_named_tower(string(config, "mm_vision_tower"), clip.vision)
     if boolean(config, "mm_use_im_start_end", False):
         raise CheckpointError("mm_use_im_start_end is true; prompts with it are not supported")
     choice(config, "mm_patch_merge_type", ("flat",), "flat")
     choice(config, "mm_vision_select_feature", ("patch",), "patch")
     kind = choice(config, "mm_projector_type", ("mlp2x_gelu", "linear"), "linear")
     tied = boolean(config, "tie_word_embeddings", False)
-    language = _language({**config, "model_type": "llama"}, overrides, tied)
+    language = _language({**config, "model_type": "llama"}, ends, tied)
     aspect = choice(config, "image_aspect_ratio", ("pad", "square"), "square")
     return ModelSpec(
         vision=clip.vision,
@@ -228,17 +232,32 @@ def _original(config: Json, overrides: Json, clip: ClipConfig) -> ModelSpec:
         select="patch",
         layout="llava_original",
         pad_to_square=aspect == "pad",
+        trained_vision_tower=boolean(config, "unfreeze_mm_vision_tower", False),
     )
 
 
-def _language(config: Json, overrides: Json, tied: bool) -> LanguageModelSpec:
+def _check_named_tower(name: str, clip: VisionTowerSpec) -> None:
+    """The names of OpenAI's towers say the sides of a patch, and of a picture unless it is 224.
+
+    Raises: CheckpointError where the CLIP folder has other ones."""
+    named = re.search(r"-patch(\d+)(?:-(\d+))?/?$", name)
+    if named is None:
+        return
+    patch, picture = int(named[1]), int(named[2] or 224)
+    if (patch, picture) != (clip.patch_size, clip.image_size):
+        raise CheckpointError(
+            f"mm_vision_tower is {shown(name)}: pictures of {picture} pixels, patches of {patch}; "
+            f"the CLIP folder's tower takes {clip.image_size} and {clip.patch_size}"
+        )
+
+
+def _language(config: Json, ends: tuple[int, ...], tied: bool) -> LanguageModelSpec:
     model_type = choice(config, "model_type", LANGUAGE_MODELS, "llama")
     absent = _LANGUAGE_DEFAULTS[model_type]
     choice(config, "hidden_act", ("silu",), "silu")
     hidden_size = integer(config, "hidden_size", 4096)
     num_heads = integer(config, "num_attention_heads", 32)
     theta, scaling = _rope(config)
-    eos_source = config if overrides.get("eos_token_id") is None else overrides
     attention_bias = model_type == "llama" and boolean(config, "attention_bias", False)
     spec = LanguageModelSpec(
         vocab_size=integer(config, "vocab_size", absent["vocab_size"]),
@@ -258,8 +277,7 @@ def _language(config: Json, overrides: Json, tied: bool) -> LanguageModelSpec:
         qkv_bias=attention_bias or model_type == "qwen2",
         output_bias=attention_bias,
         mlp_bias=model_type == "llama" and boolean(config, "mlp_bias", False),
-        bos_token_id=integer(config, "bos_token_id", absent.get("bos_token_id")),
-        eos_token_ids=integers(eos_source, "eos_token_id", absent.get("eos_token_id")),
+        eos_token_ids=ends,
         model_type=model_type,
         sliding_window=_sliding_window(config, model_type),
     )

@@ -88,7 +88,8 @@ class TextTowerSpec:
     layer_norm_eps: float
     projection_dim: int
     eos_token_id: int
-    """The real id of end-of-text, where CLIP pools; never the 2 of OpenAI's config files."""
+    """CLIP pools at its first place in a text. OpenAI's files say 2, which is a letter: then CLIP
+    pools at the first place of the text's highest id, as it did before files could say where."""
 
     def __post_init__(self) -> None:
         _check_sizes(self, may_be_zero=("eos_token_id",))
@@ -98,6 +99,11 @@ class TextTowerSpec:
             raise CheckpointError(
                 f"eos_token_id is {self.eos_token_id}, outside the vocabulary of {self.vocab_size}"
             )
+
+    @property
+    def pools_at_highest_id(self) -> bool:
+        """Else at the first `eos_token_id`."""
+        return self.eos_token_id == 2
 
 
 @dataclass(frozen=True)
@@ -144,15 +150,15 @@ class LanguageModelSpec:
     output_bias: bool
     """Of attention's output projection."""
     mlp_bias: bool
-    bos_token_id: int
     eos_token_ids: tuple[int, ...]
+    """The end tokens that the checkpoint names besides its tokenizer's own."""
     model_type: str = "llama"
     sliding_window: int | None = None
     """Positions that a token attends to, its own included; None: all before it."""
 
     def __post_init__(self) -> None:
         _check_one_of("the language model's model_type", self.model_type, LANGUAGE_MODELS)
-        _check_sizes(self, may_be_zero=("bos_token_id",))
+        _check_sizes(self)
         _check_divides(self, "num_heads", "num_kv_heads")
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}; rotary positions need it even")
@@ -195,6 +201,8 @@ class ModelSpec:
     layout: Literal["llava_original", "llava_hf"]
     pad_to_square: bool = False
     """Whether the model was trained on images padded, not cropped, to a square."""
+    trained_vision_tower: bool = False
+    """Whether the vision tower was trained with the model, and so is no longer CLIP's."""
 
     def __post_init__(self) -> None:
         _check_one_of("vision feature selection", self.select, ("default", "patch"))

@@ -130,10 +130,14 @@ class LanguageTokenizer:
 
     @classmethod
     def from_folder(
-        cls, folder: str | os.PathLike[str], template: ChatTemplate | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        template: ChatTemplate | None = None,
+        ends: Collection[int] = (),
     ) -> LanguageTokenizer:
         """Read tokenizer.json, or else tokenizer.model (SentencePiece BPE); which tokens begin,
-        end and pad comes from tokenizer_config.json and generation_config.json where they exist.
+        end and pad comes from tokenizer_config.json where it exists. `ends` are further ids that
+        end an answer.
 
         Raises: CheckpointNotFoundError when neither is there; CheckpointError for a broken
         file."""
@@ -155,15 +159,12 @@ class LanguageTokenizer:
             )
         bos = _token_id(tokenizer, config, "bos_token", "<s>")
         eos = _token_id(tokenizer, config, "eos_token", "</s>")
-        ends = _optional_json(folder / "generation_config.json").get("eos_token_id", [])
-        ends = ends if isinstance(ends, list) else [ends]
-        ends = [end for end in [eos, *ends] if isinstance(end, int)]
         added = tokenizer.get_added_tokens_decoder()
         places = [n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER]
         return cls(
             tokenizer,
             bos if config.get("add_bos_token", adds_bos) else None,
-            list(dict.fromkeys(ends)),
+            list(dict.fromkeys([*([] if eos is None else [eos]), *ends])),
             _token_id(tokenizer, config, "pad_token", "<pad>"),
             image_token_id=places[0] if places else None,
             silent_ids=[number for number, token in added.items() if token.special],

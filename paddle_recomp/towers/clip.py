@@ -212,7 +212,9 @@ class TextTower(nn.Layer):
         if self.pooling == "last_position":
             pooled = hidden[:, -1]
         else:
-            is_end = (question_ids == self.spec.eos_token_id).astype("int64")
-            place = is_end.argmax(axis=1, keepdim=True)
+            ends = question_ids
+            if not self.spec.pools_at_highest_id:
+                ends = (question_ids == self.spec.eos_token_id).astype("int64")
+            place = ends.argmax(axis=1, keepdim=True)
             pooled = ops.take_rows(hidden, place).squeeze(1)
         return self.text_projection(pooled)

@@ -225,7 +225,8 @@ def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTempla
     Raises: CheckpointError, ConfigError, MissingDependencyError; as `prompt_format`."""
     wanted = prompt_format(checkpoint)
     written = replace(wanted.template, begin=wanted.beginning + wanted.template.begin)
-    words = LanguageTokenizer.from_folder(checkpoint.model_dir, written)
+    ends = checkpoint.spec.language.eos_token_ids
+    words = LanguageTokenizer.from_folder(checkpoint.model_dir, written, ends)
     return words, written if words.bos_token_id is None else wanted.template
 
 

@@ -38,7 +38,7 @@ ORIGINAL_CONFIG = {
     "mm_use_im_start_end": False,
     "mm_vision_select_feature": "patch",
     "mm_vision_select_layer": -2,
-    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    "mm_vision_tower": "openai/clip-vit-tiny-patch14-112",
     "num_attention_heads": 4,
     "num_hidden_layers": 3,
     "num_key_value_heads": 4,

@@ -35,7 +35,7 @@ def write_sparse_model(folder: Path, layers: int = 12) -> list[int]:
     """A checkpoint of more than 300 MB in several shards, one of them bfloat16, that takes no room
     on the disk; the bytes of each shard."""
     language = LanguageModelSpec(
-        160, 512, 4096, layers, 4, 4, 128, 256, 1e-6, 1e4, None, False, False, False, False, 1, (2,)
+        160, 512, 4096, layers, 4, 4, 128, 256, 1e-6, 1e4, None, False, False, False, False, (2,)
     )
     config = {
         **ORIGINAL_CONFIG,

@@ -102,10 +102,13 @@ CLIP_LARGE_336: dict[str, Any] = {
     },
 }
 VISION_LARGE_336 = VisionTowerSpec(336, 14, 1024, 4096, 24, 16, "quick_gelu", 1e-5, 768)
-TEXT_LARGE = TextTowerSpec(49408, 77, 768, 3072, 12, 12, "quick_gelu", 1e-5, 768, 49407)
+TEXT_LARGE = TextTowerSpec(49408, 77, 768, 3072, 12, 12, "quick_gelu", 1e-5, 768, 2)
 LARGE_336 = ClipConfig(VISION_LARGE_336, TEXT_LARGE)
-
-ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+ORIGINAL_336 = {
+    **ORIGINAL_CONFIG,
+    "mm_hidden_size": 1024,
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+}
 
 
 def clip_config(folder: Path, config: Any) -> ClipConfig:
@@ -139,8 +142,7 @@ def test_published_llava_hf_takes_the_defaults_of_7b(tmp_path: Path) -> None:
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        bos_token_id=1,
-        eos_token_ids=(2,),
+        eos_token_ids=(),
     )
     assert spec.vision == VISION_LARGE_336
     assert spec.vision.num_patches == 576
@@ -154,7 +156,7 @@ def test_published_llava_hf_takes_the_defaults_of_7b(tmp_path: Path) -> None:
 
 
 def test_original_layout(tmp_path: Path) -> None:
-    config = {**ORIGINAL_CONFIG, "hidden_size": 4096, "mm_hidden_size": 1024}
+    config = {**ORIGINAL_336, "hidden_size": 4096}
     write_json(tmp_path / "config.json", config)
     spec = read_model_config(tmp_path, LARGE_336)
     assert spec.vision == VISION_LARGE_336
@@ -173,7 +175,9 @@ def test_openai_clip(tmp_path: Path) -> None:
 def test_clip_sections_under_old_names(tmp_path: Path) -> None:
     old = {k: v for k, v in CLIP_LARGE_336.items() if k not in ("text_config", "vision_config")}
     old["text_config"] = None
-    assert clip_config(tmp_path, old) == LARGE_336
+    # They do not say where to pool.
+    text = replace(TEXT_LARGE, eos_token_id=49407)
+    assert clip_config(tmp_path, old) == ClipConfig(VISION_LARGE_336, text)
 
 
 def test_plain_clip_section_wins(tmp_path: Path) -> None:
@@ -241,11 +245,28 @@ def test_rotary_positions(
 
 
 def test_end_ids(tmp_path: Path) -> None:
+    """In the order in which transformers asks; the tokenizer's own is no part of it."""
+    generation, config = tmp_path / "generation_config.json", tmp_path / "config.json"
+    assert language(tmp_path).eos_token_ids == ()
+    assert language(tmp_path, eos_token_id=None).eos_token_ids == ()
     assert language(tmp_path, eos_token_id=[2, 7]).eos_token_ids == (2, 7)
-    write_json(tmp_path / "generation_config.json", {"eos_token_id": [3, 9]})
+    assert language(tmp_path, model_type="qwen2", eos_token_id=151645).eos_token_ids == (151645,)
+    text_config = {"model_type": "llama", "eos_token_id": 4}
+    write_json(config, {**LLAVA_7B_HF, "text_config": text_config, "eos_token_id": [6, 8]})
+    assert read_model_config(tmp_path, LARGE_336).language.eos_token_ids == (6, 8)
+    write_json(generation, {"eos_token_id": [3, 9]})
+    assert read_model_config(tmp_path, LARGE_336).language.eos_token_ids == (3, 9)
     assert language(tmp_path, eos_token_id=2).eos_token_ids == (3, 9)
-    write_json(tmp_path / "generation_config.json", {"max_length": 7})
-    assert language(tmp_path, eos_token_id=5).eos_token_ids == (5,)
+    for said_nothing in ({"max_length": 7}, {"eos_token_id": None}):
+        write_json(generation, said_nothing)
+        assert language(tmp_path, eos_token_id=5).eos_token_ids == (5,)
+    write_json(generation, {"eos_token_id": "</s>"})
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id is '</s>'"):
+        language(tmp_path)
+    generation.unlink()
+    original = {**ORIGINAL_336, "hidden_size": 4096}
+    write_json(config, {**original, "eos_token_id": [2, 5]})
+    assert read_model_config(tmp_path, LARGE_336).language.eos_token_ids == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +292,8 @@ def test_end_ids(tmp_path: Path) -> None:
         ({"eos_token_id": []}, "eos_token_id is a list"),
         ({"eos_token_id": 32000}, "eos_token_id is 32000, outside the vocabulary of 32000"),
         ({"model_type": "gemma"}, "model_type is 'gemma'; supported: llama, qwen2, mistral"),
-        ({"model_type": "qwen2"}, "'bos_token_id' is missing"),
         (
-            {"model_type": "qwen2", "use_sliding_window": True, **ENDS},
+            {"model_type": "qwen2", "use_sliding_window": True},
             "use_sliding_window is true",
         ),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
@@ -313,8 +333,37 @@ def test_bad_llava_hf(tmp_path: Path, change: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "patch"),
+    [
+        ("openai/clip-vit-large-patch14-336", 224, 14),
+        ("openai/clip-vit-large-patch14", 336, 14),
+        ("/models/clip-vit-large-patch14-336/", 224, 14),
+        ("openai/clip-vit-base-patch16", 224, 32),
+    ],
+)
+def test_a_clip_of_another_size_than_the_original_config_names(
+    tmp_path: Path, name: str, size: int, patch: int
+) -> None:
+    clip = replace(LARGE_336.vision, image_size=size, patch_size=patch)
+    write_json(tmp_path / "config.json", {**ORIGINAL_336, "mm_vision_tower": name})
+    message = rf"mm_vision_tower is \"{name}\": pictures .* takes {size} and {patch}$"
+    with pytest.raises(CheckpointError, match=message):
+        read_model_config(tmp_path, LARGE_336._replace(vision=clip))
+
+
+def test_a_tower_whose_name_says_no_size(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {**ORIGINAL_336, "hidden_size": 4096})
+    spec = read_model_config(tmp_path, LARGE_336)
+    own = {**ORIGINAL_336, "hidden_size": 4096, "mm_vision_tower": "./my_tower"}
+    write_json(tmp_path / "config.json", own)
+    assert read_model_config(tmp_path, LARGE_336) == spec
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"unfreeze_mm_vision_tower": 1}, "unfreeze_mm_vision_tower is 1; expected true or false"),
+        ({"mm_vision_tower": None}, "'mm_vision_tower' is missing"),
         ({"model_type": "llava_mistral"}, "model_type is 'llava_mistral'"),
         ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type is 'mlp3x_gelu'; supported"),
         ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch'; supported: patch"),
@@ -326,7 +375,7 @@ def test_bad_llava_hf(tmp_path: Path, change: dict[str, Any], message: str) -> N
     ],
 )
 def test_bad_original(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    write_json(tmp_path / "config.json", {**ORIGINAL_CONFIG, "mm_hidden_size": 1024, **change})
+    write_json(tmp_path / "config.json", {**ORIGINAL_336, **change})
     with pytest.raises(CheckpointError, match=message):
         read_model_config(tmp_path, LARGE_336)
 
@@ -401,7 +450,7 @@ def test_other_decoders_take_their_own_defaults(tmp_path: Path) -> None:
     assert (mistral.sliding_window, mistral.num_kv_heads, mistral.qkv_bias) == (4096, 8, False)
     assert (mistral.intermediate_size, mistral.max_positions) == (14336, 131072)
     assert language(tmp_path, model_type="mistral", sliding_window=None).sliding_window is None
-    qwen = language(tmp_path, model_type="qwen2", sliding_window=512, **ENDS)
+    qwen = language(tmp_path, model_type="qwen2", sliding_window=512)
     assert (qwen.qkv_bias, qwen.output_bias, qwen.mlp_bias) == (True, False, False)
     assert (qwen.sliding_window, qwen.vocab_size) == (None, 151936)
     llama = language(tmp_path, attention_bias=True)

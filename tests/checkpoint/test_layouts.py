@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
+from paddle_recomp.errors import CheckpointError
 from tests.checkpoint.conftest import Array, Folder, Rewrite
 from tests.checkpoint.writers import (
     as_stored,
@@ -128,6 +129,27 @@ def test_own_vision_tower_wins(
     projection = {"visual_projection.weight": reference["vision_tower"]["visual_projection.weight"]}
     found = tensors(open_checkpoint(folder, clip), "vision_tower")
     assert_equal(found, {**marked, **projection})
+
+
+@pytest.mark.parametrize("frozen", [True, False, None])
+def test_a_trained_vision_tower_has_to_be_in_the_folder(
+    original_folder: Folder, clip: Path, reference: Any, rewrite: Rewrite, frozen: bool | None
+) -> None:
+    folder, config, arrays = original_folder
+    if frozen is not None:
+        config["unfreeze_mm_vision_tower"] = not frozen
+    rewrite(folder, config, arrays)
+    if frozen is not False:
+        found = tensors(open_checkpoint(folder, clip), "vision_tower")
+        assert_equal(found, reference["vision_tower"])
+        return
+    with pytest.raises(CheckpointError, match=r"unfreeze_mm_vision_tower is true.*found none"):
+        open_checkpoint(folder, clip)
+    key = "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding"
+    arrays[key] = reference["vision_tower"]["embeddings.class_embedding"]
+    rewrite(folder, None, arrays)
+    with pytest.raises(CheckpointError, match="vision_tower: missing"):
+        open_checkpoint(folder, clip)
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -46,7 +46,6 @@ SPEC = ModelSpec(
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        bos_token_id=1,
         eos_token_ids=(2,),
     ),
     655,

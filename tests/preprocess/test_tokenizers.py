@@ -215,19 +215,20 @@ def test_language_folders(tmp_path: Path) -> None:
 def test_which_tokens_begin_end_and_pad(tmp_path: Path, llama: LanguageTokenizer) -> None:
     assert (llama.bos_token_id, llama.eos_token_ids, llama.pad_token_id) == (1, (2,), 2)
     assert llama.vocab_size == REFERENCE.vocab_size()
-    other = language(
+    language(
         tmp_path,
         tokenizer_config={
             "add_bos_token": False,
             "eos_token": {"content": "</s>"},
             "pad_token": "<unk>",
         },
-        generation_config={"eos_token_id": [2, 7]},
     )
+    other = LanguageTokenizer.from_folder(tmp_path, ends=(7, 2))
     assert (other.bos_token_id, other.eos_token_ids, other.pad_token_id) == (None, (2, 7), 0)
     assert other.encode(of_template("the cat")) == llama.encode(of_template("the cat"))[1:]
     with pytest.raises(CheckpointError, match="no end-of-text token"):
-        language(tmp_path, tokenizer_config={"eos_token": None}, generation_config={})
+        language(tmp_path, tokenizer_config={"eos_token": None})
+    assert LanguageTokenizer.from_folder(tmp_path, ends=[7]).eos_token_ids == (7,)
 
 
 def test_places_of_pictures(tmp_path: Path, llama: LanguageTokenizer) -> None:

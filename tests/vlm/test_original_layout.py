@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,13 @@ import pytest
 import sentencepiece
 from PIL import Image
 
+from paddle_recomp.checkpoint.shards import read_weights
+from paddle_recomp.checkpoint.tensors import load as load_tensor
+from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import GenerationConfig, TokenBudget
+from paddle_recomp.vlm.about import Runtime
 from paddle_recomp.vlm.demo import demo_folder
+from paddle_recomp.vlm.fingerprints import tower_key
 from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
 from paddle_recomp.vlm.vlm import VLM
 from tests.checkpoint.conftest import ORIGINAL_CONFIG
@@ -31,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             **ORIGINAL_CONFIG,
             "mm_hidden_size": checkpoint.spec.vision.hidden_size,
+            "mm_vision_tower": "the demo's",
             "hidden_size": spec.hidden_size,
             "intermediate_size": spec.intermediate_size,
             "num_hidden_layers": spec.num_layers,
@@ -86,6 +94,36 @@ def test_pictures_are_padded_to_a_square(original: VLM, picture: Path) -> None:
     left, top, right, bottom = original.see(picture).box
     with Image.open(picture) as image:
         assert (right - left, bottom - top) == (image.width, image.width)
+
+
+def test_a_vision_tower_of_its_own_is_used(folder: Path, original: VLM, tmp_path: Path) -> None:
+    """Its weights reach the tower, and the name under which features are cached."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    clip = find_checkpoint("demo")
+    arrays = {
+        f"model.vision_tower.vision_tower.vision_model.{name}": array
+        for name, array in clip.parameters("vision_tower")
+        if name != "visual_projection.weight"
+    }
+    (name,) = (name for name in arrays if name.endswith("class_embedding"))
+    arrays[name] = arrays[name] + 1
+    weights = read_weights(folder)
+    stored = {name: load_tensor(tensor) for name, tensor in weights.items()}
+    write_torch(tmp_path / "pytorch_model.bin", {**stored, **arrays}, "float32")
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, "unfreeze_mm_vision_tower": True})
+    own = find_checkpoint(tmp_path, demo_folder() / "clip")
+    assert own.fingerprint() != find_checkpoint(folder, demo_folder() / "clip").fingerprint()
+    keys = {
+        tower_key(one, CompressionConfig(), Runtime("eager Paddle", "cpu", "fp32"), ["features"])
+        for one in (own, find_checkpoint(folder, demo_folder() / "clip"), clip)
+    }
+    assert len(keys) == 2
+    pixels = original.front_end.image_processor([Image.new("RGB", (224, 224), (200, 30, 90))])
+    found = load_front_end(own).backend.run("vision", {"pixel_values": pixels})
+    usual = original.front_end.backend.run("vision", {"pixel_values": pixels})
+    difference = np.abs(found["features"] - usual["features"]).max()
+    assert difference > 0.01 * np.abs(usual["features"]).max()
 
 
 def test_same_weights_same_tokens(original: VLM) -> None:
