@@ -49,10 +49,9 @@ def _keep_top(
 ) -> Compressed:
     """Keeps the highest of the scores [B or 1, N]; in the dynamic budget as many as the filter
     finds in the visual score."""
-    everything = paddle.ones_like(inputs.visual_score) > 0
     count = dynamic_count(inputs.visual_score, bounds, options)
     score = score + paddle.zeros_like(inputs.visual_score).astype(score.dtype)
-    return assemble(inputs.features, ops.top(score, everything, count), 0)
+    return assemble(inputs.features, ops.top(score, count), 0)
 
 
 def _random_ranks(size: int, seed: int) -> list[int]:
