@@ -11,10 +11,9 @@ from paddle_recomp.compression import ops
 from paddle_recomp.compression.assemble import Merged
 from paddle_recomp.types import Tensor
 
-
 LEAST_WEIGHT = 1e-30
-"""A rest token whose weights sum to less than this is the plain mean of its patches. Runtimes may take
-floats below 1.2e-38 for zero, so they agree on sums far above that."""
+"""A rest token whose weights sum to less than this is the plain mean of its patches. Runtimes may
+take floats below 1.2e-38 for zero, so they agree only on sums far above that."""
 
 
 class Centres(NamedTuple):

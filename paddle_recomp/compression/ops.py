@@ -12,6 +12,9 @@ from typing import Literal, NamedTuple
 from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.types import Tensor
 
+_FAR = 1e30
+"""No score is as large as this. Yet float32 has it, in which the exporter writes Python's numbers."""
+
 
 def class_attention(
     q_cls: Tensor, keys: Tensor, num_heads: int, mode: Literal["concat", "heads"]
@@ -67,45 +70,50 @@ def outlier_count(
 
     Shapes: scores [B, N] float, mask [B, N] bool -> [B] int64."""
     size = scores.shape[1]
-    count = mask.astype("int64").sum(axis=1, keepdim=True)
     if size < 2:
-        return count.squeeze(1) * 0
+        return mask.astype("int64").sum(axis=1) * 0
     k = min(neighbours, size - 1)
-    # Numbers beyond any score, but finite, so that differences of them are numbers. Each is written
-    # out, because the exporter negates and halves in float32, where they are infinite.
-    low, high, half, epsilon = (
-        paddle.full([1], x, dtype="float64") for x in (-1e300, 1e300, 5e299, 1e-10)
-    )
-    lowest = paddle.full([1], float("-inf"), dtype=scores.dtype)
-    ranked = paddle.sort(paddle.where(mask, scores, lowest), axis=1, descending=True)
-    valid = ranked > lowest
-    value = paddle.where(valid, ranked.astype("float64"), low)
-    nothing = paddle.zeros_like(value[:, :1])
+    lowest = paddle.full([1], -_FAR, dtype=scores.dtype)
+    value = paddle.sort(paddle.where(mask, scores, lowest), axis=1, descending=True)
+    value = value.astype("float64")
+    valid = value > -0.5 * _FAR
+    count = valid.astype("int64").sum(axis=1, keepdim=True)
 
-    before, after = _beside(value, nothing + high, nothing + low, k)
+    nothing = paddle.zeros_like(value[:, :1])
+    before, after = _beside(value, nothing + _FAR, nothing - _FAR, k)
     here = value.unsqueeze(1)
     above, below = before - here, here - after
-    # The k nearest are consecutive: of the places j before and k + 1 - j behind a value, one.
+    # The k nearest are consecutive: of the j-th before and the (k + 1 - j)-th behind, one.
     farther = above > below
     distance = paddle.minimum(above, below)
-    real = (distance < half).astype("float64")
-    distance = distance * real
+    exists = (distance < 0.5 * _FAR).astype("float64")
+    distance = distance * exists
+    # Their places, behind k values that stand for none.
+    place = paddle.arange(size, dtype="int64")
+    nearest = farther.astype("int64") * (k + 1) + place[:k].unsqueeze(1) + place
+    nearest = nearest.reshape([-1, k * size])
 
     def of_neighbours(x: Tensor) -> Tensor:
-        before, after = _beside(x, nothing, nothing, k)
-        return paddle.where(farther, after, before) * real
+        padded = paddle.nn.functional.pad(x, [0, 0, k, k])
+        found = paddle.take_along_axis(padded, nearest, axis=1, broadcast=False)
+        return found.reshape([-1, k, size]) * exists
 
     # scikit-learn clamps k to the number of other points, at least one.
     share = paddle.reciprocal((count - 1).clip(1, k).astype("float64"))
     reach = paddle.maximum(of_neighbours(distance.max(axis=1)), distance)
-    # `epsilon` is a tensor, because the exporter adds a Python number in float32.
+    # A tensor, because the exporter adds a Python number in float32.
+    epsilon = paddle.full([1], 1e-10, dtype="float64")
     spread = reach.sum(axis=1) * share + epsilon
+    # A single point has no neighbours: its factor is 0.
     factor = of_neighbours(paddle.reciprocal(spread)).sum(axis=1) * share * spread
 
-    # A single point has no neighbours, so it is no outlier.
-    outlier = paddle.logical_and(factor > threshold, paddle.logical_and(valid, count > 1))
+    outlier = paddle.logical_and(factor > threshold, valid)
     if side == "above_median":
-        outlier = paddle.logical_and(outlier, value > _sorted_median(value, count))
+        middle = [
+            paddle.take_along_axis(value, i, axis=1, broadcast=False)
+            for i in (((count - 1) // 2).clip(min=0), count // 2)
+        ]
+        outlier = paddle.logical_and(outlier, value + value > middle[0] + middle[1])
     return outlier.astype("int64").sum(axis=1)
 
 
@@ -113,23 +121,13 @@ def _beside(x: Tensor, first: Tensor, last: Tensor, k: int) -> tuple[Tensor, Ten
     """The values k, …, 1 places before each value and 1, …, k places behind it: x [B, N], with the
     values [B, 1] that continue it at its ends -> [B, k, N] twice.
 
-    If a row of length L is repeated and read in rows of L + 1, each begins one place later. A
-    gather would do the same, but copies number by number."""
+    If a row of length L is repeated and read in rows of L + 1, each begins one place later. In ONNX
+    Runtime that takes half as long as a gather, which copies number by number."""
     size, rows = x.shape[1], 2 * k + 1
     long = paddle.concat([first] * k + [x] + [last] * k, axis=1)
     width = size + 2 * k + 1
     repeated = paddle.tile(long, [1, rows + 1])[:, : rows * width].reshape([-1, rows, width])
     return repeated[:, :k, :size], repeated[:, k + 1 :, :size]
-
-
-def _sorted_median(value: Tensor, count: Tensor) -> Tensor:
-    """Median of the first `count` [B, 1] of sorted values [B, N] -> [B, 1]."""
-    lower = ((count - 1) // 2).clip(min=0)
-    middle = [
-        paddle.take_along_axis(value, i, axis=1, broadcast=False) for i in (lower, count // 2)
-    ]
-    # A tensor, because the exporter multiplies by a Python number in float32.
-    return (middle[0] + middle[1]) * paddle.full([1], 0.5, dtype="float64")
 
 
 class Ranking(NamedTuple):
