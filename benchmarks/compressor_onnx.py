@@ -66,7 +66,7 @@ def tower_outputs(batch: int, budget: TokenBudget) -> Arrays:
     size = SPEC.vision.num_patches
     vision, text = crafted(batch, size, SPEC.vision.hidden_size, SPEC.vision.projection_dim)
     return {
-        **{name: tensor.numpy() for name, tensor in vision._asdict().items()},
+        **{n: tensor.numpy() for n, tensor in vision._asdict().items() if tensor is not None},
         "text_embeds": text.numpy(),
         "token_bounds": np.array(budget.bounds(size) * batch, dtype=np.int64),
     }

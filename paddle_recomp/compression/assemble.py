@@ -44,53 +44,51 @@ def assemble(
     stage of each kept patch -> see `Compressed`."""
     size = features.shape[1]
     patch = paddle.arange(size, dtype="int64").unsqueeze(0)
-    kept_count = kept.astype("int64").sum(axis=1, keepdim=True)
-    none = paddle.zeros_like(kept_count)
-    n_centres = none if merged is None else merged.n_centres.unsqueeze(1)
-    n_rest = none if merged is None else merged.n_rest.unsqueeze(1)
-    count = kept_count + n_centres + n_rest
+    counted = paddle.cumsum(kept.astype("int64"), axis=1)
+    kept_count = counted[:, -1:]
+    count = kept_count
+    if merged is not None:
+        n_rest = merged.n_rest.unsqueeze(1)
+        first_rest = kept_count + merged.n_centres.unsqueeze(1)
+        count = first_rest + n_rest
 
     capacity = count.max()
     row = patch[:, :capacity]
     # Distinct integers, so that the order of equal keys cannot matter.
     ascending = paddle.argsort(paddle.where(kept, patch, patch + size), axis=1)[:, :capacity]
     is_kept = row < kept_count
-    is_merged = paddle.logical_and(row >= kept_count, row < kept_count + n_centres)
-    is_rest = paddle.logical_and(row >= kept_count + n_centres, row < count)
-
-    tokens, centre = ops.take_rows(features, paddle.where(is_kept, ascending, ascending * 0)), None
-    tokens = tokens * is_kept.astype(features.dtype).unsqueeze(-1)
-    owner = paddle.where(
-        kept, paddle.cumsum(kept.astype("int64"), axis=1) - 1, paddle.full_like(patch, -1)
-    )
-    if merged is not None:
-        rest_place = paddle.shape(merged.weights)[1] - 1
-        place = (row - kept_count).clip(min=0)
-        place = paddle.minimum(place, paddle.full_like(place, rest_place))
-        place = paddle.where(is_rest, paddle.full_like(place, rest_place), place)
-        # Two gathers are added, because one gather over patches and merged tokens in one array
-        # would copy every patch.
-        made = ops.take_rows(paddle.matmul(merged.weights, features), place)
-        is_made = paddle.logical_or(is_merged, is_rest)
-        tokens = tokens + made * is_made.astype(features.dtype).unsqueeze(-1)
-        centre = _patch_of(merged.centre, place)
-        owner = _with_merged_owners(owner, kept, kept_count, merged)
-
+    some_patch = paddle.where(is_kept, ascending, paddle.zeros_like(ascending))
+    tokens = ops.take_rows(features, some_patch) * is_kept.astype(features.dtype).unsqueeze(-1)
     nothing = paddle.full_like(ascending, -1)
-    stage_of_patch = paddle.zeros_like(patch) + kept_stage + kept_count * 0
-    stage = paddle.where(
-        is_kept, paddle.take_along_axis(stage_of_patch, ascending, 1, broadcast=False), nothing
+    index = paddle.where(is_kept, ascending, nothing)
+    stage_of_patch = paddle.zeros_like(counted) + kept_stage
+    stage = paddle.take_along_axis(stage_of_patch, some_patch, 1, broadcast=False)
+    stage = paddle.where(is_kept, stage, nothing)
+    owner = paddle.where(kept, counted - 1, paddle.full_like(counted, -1))
+    if merged is None:
+        return Compressed(tokens, count.squeeze(1), index, stage, owner, centre=nothing)
+
+    is_made = paddle.logical_and(row >= kept_count, row < count)
+    is_merged = paddle.logical_and(is_made, row < first_rest)
+    # The rest token is the last of those that were made.
+    rest_place = paddle.full_like(ascending, 1) * (paddle.shape(merged.weights)[1] - 1)
+    place = paddle.where(is_merged, row - kept_count, rest_place)
+    # Two gathers are added, because one gather over patches and merged tokens in one array would
+    # copy every patch.
+    made = ops.take_rows(paddle.matmul(merged.weights, features), place)
+    tokens = tokens + made * is_made.astype(features.dtype).unsqueeze(-1)
+    of_stage = paddle.where(
+        is_merged,
+        paddle.full_like(stage, merged.stage),
+        paddle.full_like(stage, merged.rest_stage),
     )
-    if merged is not None:
-        stage = paddle.where(is_merged, paddle.full_like(stage, merged.stage), stage)
-        stage = paddle.where(is_rest, paddle.full_like(stage, merged.rest_stage), stage)
     return Compressed(
         tokens=tokens,
         count=count.squeeze(1),
-        index=paddle.where(is_kept, ascending, nothing),
-        stage=stage,
-        owner=owner,
-        centre=nothing if centre is None else paddle.where(is_merged, centre, nothing),
+        index=index,
+        stage=paddle.where(is_made, of_stage, stage),
+        owner=_with_merged_owners(owner, kept, kept_count, first_rest, merged),
+        centre=paddle.where(is_merged, _patch_of(merged.centre, place), nothing),
     )
 
 
@@ -100,11 +98,11 @@ def _patch_of(centre: Tensor, place: Tensor) -> Tensor:
     return paddle.take_along_axis(padded, place, axis=1, broadcast=False)
 
 
-def _with_merged_owners(owner: Tensor, kept: Tensor, kept_count: Tensor, merged: Merged) -> Tensor:
+def _with_merged_owners(
+    owner: Tensor, kept: Tensor, kept_count: Tensor, first_rest: Tensor, merged: Merged
+) -> Tensor:
     """Adds the owners of all other patches to the owners [B, N] of the kept ones."""
-    has_rest = merged.n_rest.unsqueeze(1) > 0
-    rest_row = kept_count + merged.n_centres.unsqueeze(1) + paddle.zeros_like(owner)
-    left = paddle.logical_and(has_rest, paddle.logical_not(kept))
-    owner = paddle.where(left, rest_row, owner)
+    left = paddle.logical_and(merged.n_rest.unsqueeze(1) > 0, paddle.logical_not(kept))
+    owner = paddle.where(left, first_rest + paddle.zeros_like(owner), owner)
     owner = paddle.where(merged.absorbed, kept_count + merged.best_centre, owner)
     return paddle.where(merged.is_centre, kept_count + merged.centre_rank, owner)

@@ -11,6 +11,10 @@ from paddle_recomp.compression import ops
 from paddle_recomp.compression.assemble import Merged
 from paddle_recomp.types import Tensor
 
+LEAST_WEIGHT = 1e-30
+"""A rest token whose weights sum to less than this is the plain mean of its patches. Runtimes may
+take floats below 1.2e-38 for zero, so they agree only on sums far above that."""
+
 
 class Centres(NamedTuple):
     """The patches that merged tokens stand around."""
@@ -71,12 +75,18 @@ def merge_around(
     member = ops.nearest_members(similarity, allowed, members)
     member = paddle.logical_and(member, exists.unsqueeze(-1))
 
-    row = score.unsqueeze(1)
-    of_centres = itself.astype(score.dtype) + member.astype(score.dtype) * row
-    of_rest = others.astype(score.dtype).unsqueeze(1) * row
-    found = paddle.concat([of_centres, of_rest], axis=1)
+    of_centres = itself.astype(score.dtype) + member.astype(score.dtype) * score.unsqueeze(1)
+    alike = others.astype(score.dtype)
+    of_rest = alike * score
     if weights == "normalised":
-        found = found * paddle.reciprocal(found.sum(axis=-1, keepdim=True).clip(min=1e-12))
+        # A centre has the weight 1, but the scores of all others may underflow together. What is
+        # left of them below this limit depends on the runtime, so such patches count alike.
+        lost = (of_rest.sum(axis=-1, keepdim=True) < LEAST_WEIGHT).astype(score.dtype)
+        of_rest = of_rest + alike * lost
+    found = paddle.concat([of_centres, of_rest.unsqueeze(1)], axis=1)
+    if weights == "normalised":
+        total = found.sum(axis=-1, keepdim=True).clip(min=LEAST_WEIGHT)
+        found = found * paddle.reciprocal(total)
 
     lowest = paddle.full([1], float("-inf"), dtype=similarity.dtype)
     return Merged(

@@ -7,10 +7,13 @@ and `1 / x`, hence `where`, sorts and `reciprocal` in their place.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.types import Tensor
+
+_FAR = 1e30
+"""No score is as large as this. Yet float32 has it, in which the exporter writes Python's numbers."""
 
 
 def class_attention(
@@ -41,11 +44,14 @@ def cosine_scores(text_embeds: Tensor, patch_embeds: Tensor) -> Tensor:
 
 
 def length(x: Tensor) -> Tensor:
-    """Euclidean length of vectors, at least 1e-12 as in `F.normalize`: x [..., C] -> [...].
+    """Euclidean length of vectors, at least 1e-12 as in `F.normalize`: x [B, N, C] -> [B, N].
 
     Cosines divide a product of two vectors by their lengths: that takes C times fewer divisions
     than making each vector one long before the product."""
-    return (x * x).sum(axis=-1).sqrt().clip(min=1e-12)
+    # A dot product needs no array for the squares; where x is large, Paddle takes longer to make
+    # room for one than to add it up.
+    rows = x.reshape([-1, x.shape[-1]])
+    return paddle.dot(rows, rows).reshape([-1, x.shape[1]]).sqrt().clip(min=1e-12)
 
 
 def outlier_count(
@@ -58,93 +64,107 @@ def outlier_count(
     """How many of the masked scores have a local outlier factor above the threshold.
 
     Equals scikit-learn's `LocalOutlierFactor` on the masked scores as one column. In one
-    dimension the k nearest neighbours follow one another in sorted order, so a sort and a window
-    of 2k replace the search; of two values at the same distance, the higher is the nearer. In
-    float64, as scikit-learn computes.
+    dimension the k nearest neighbours follow one another in sorted order, so a sort and the k
+    places on either side replace the search; of two values at the same distance, the higher is the
+    nearer. In float64, as scikit-learn computes.
 
     Shapes: scores [B, N] float, mask [B, N] bool -> [B] int64."""
     size = scores.shape[1]
-    count = mask.astype("int64").sum(axis=1, keepdim=True)
     if size < 2:
-        return count.squeeze(1) * 0
-    order, _ = descending_order(scores, mask)
-    value = paddle.take_along_axis(scores, order, axis=1, broadcast=False).astype("float64")
-    valid = paddle.arange(size, dtype="int64").unsqueeze(0) < count
-    value = paddle.where(valid, value, paddle.zeros_like(value))
-
+        return mask.astype("int64").sum(axis=1) * 0
     k = min(neighbours, size - 1)
-    # Numbers beyond any score, but finite, so that their product with zero is zero. Each is written
-    # out, because the exporter negates and halves in float32, where they are infinite.
-    low, high, half = (paddle.full([1], x, dtype="float64") for x in (-1e300, 1e300, 5e299))
+    lowest = paddle.full([1], -_FAR, dtype=scores.dtype)
+    value = paddle.sort(paddle.where(mask, scores, lowest), axis=1, descending=True)
+    value = value.astype("float64")
+    valid = value > -0.5 * _FAR
+    count = valid.astype("int64").sum(axis=1, keepdim=True)
+
     nothing = paddle.zeros_like(value[:, :1])
-    window = _windows(paddle.where(valid, value, low), nothing + high, nothing + low, k)
-    distance = (window - value.unsqueeze(1)).abs()
-    # The k nearest are consecutive in sorted order: k + 1 places with the point among them. They
-    # begin further on as long as that exchanges a farther point for a nearer one.
-    first = (distance[:, :k] > distance[:, k + 1 :]).astype("int64").sum(axis=1, keepdim=True)
-    place = paddle.arange(2 * k + 1, dtype="int64").reshape([1, -1, 1])
-    near = paddle.logical_and(place >= first, place <= first + k)
-    other = paddle.logical_and(place != k, distance < half)
-    near = paddle.logical_and(near, other).astype("float64")
-    distance = distance * near
+    before, after = _beside(value, nothing + _FAR, nothing - _FAR, k)
+    here = value.unsqueeze(1)
+    above, below = before - here, here - after
+    # The k nearest are consecutive: of the j-th before and the (k + 1 - j)-th behind, one.
+    farther = above > below
+    distance = paddle.minimum(above, below)
+    exists = (distance < 0.5 * _FAR).astype("float64")
+    distance = distance * exists
+    # Their places, behind k values that stand for none.
+    place = paddle.arange(size, dtype="int64")
+    nearest = farther.astype("int64") * (k + 1) + place[:k].unsqueeze(1) + place
+    nearest = nearest.reshape([-1, k * size])
+
+    def of_neighbours(x: Tensor) -> Tensor:
+        padded = paddle.nn.functional.pad(x, [0, 0, k, k])
+        found = paddle.take_along_axis(padded, nearest, axis=1, broadcast=False)
+        return found.reshape([-1, k, size]) * exists
 
     # scikit-learn clamps k to the number of other points, at least one.
     share = paddle.reciprocal((count - 1).clip(1, k).astype("float64"))
-    k_distance = distance.max(axis=1)
-    reach = paddle.maximum(_windows(k_distance, nothing, nothing, k) * near, distance)
-    # A tensor, because the exporter adds a Python number in float32, whatever the sum is in.
+    reach = paddle.maximum(of_neighbours(distance.max(axis=1)), distance)
+    # A tensor, because the exporter adds a Python number in float32.
     epsilon = paddle.full([1], 1e-10, dtype="float64")
-    density = paddle.reciprocal(reach.sum(axis=1) * share + epsilon)
-    around = (_windows(density, nothing, nothing, k) * near).sum(axis=1)
-    factor = around * share * paddle.reciprocal(density)
+    spread = reach.sum(axis=1) * share + epsilon
+    # A single point has no neighbours: its factor is 0.
+    factor = of_neighbours(paddle.reciprocal(spread)).sum(axis=1) * share * spread
 
-    # A single point has no neighbours, so it is no outlier.
-    outlier = paddle.logical_and(factor > threshold, paddle.logical_and(valid, count > 1))
+    outlier = paddle.logical_and(factor > threshold, valid)
     if side == "above_median":
-        outlier = paddle.logical_and(outlier, value > _sorted_median(value, count))
+        middle = [
+            paddle.take_along_axis(value, i, axis=1, broadcast=False)
+            for i in (((count - 1) // 2).clip(min=0), count // 2)
+        ]
+        outlier = paddle.logical_and(outlier, value + value > middle[0] + middle[1])
     return outlier.astype("int64").sum(axis=1)
 
 
-def _windows(x: Tensor, before: Tensor, after: Tensor, k: int) -> Tensor:
-    """The values up to k places before and after each value: x [B, N], with the values [B, 1] that
-    continue it at its ends -> [B, 2k + 1, N].
+def _beside(x: Tensor, first: Tensor, last: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The values k, …, 1 places before each value and 1, …, k places behind it: x [B, N], with the
+    values [B, 1] that continue it at its ends -> [B, k, N] twice.
 
-    If a row of length L is repeated and read in rows of L + 1, each begins one place later. A
-    gather would do the same, but copies number by number."""
+    If a row of length L is repeated and read in rows of L + 1, each begins one place later. In ONNX
+    Runtime that takes half as long as a gather, which copies number by number."""
     size, rows = x.shape[1], 2 * k + 1
-    long = paddle.concat([before] * k + [x] + [after] * k, axis=1)
+    long = paddle.concat([first] * k + [x] + [last] * k, axis=1)
     width = size + 2 * k + 1
-    repeated = paddle.tile(long, [1, rows + 1])[:, : rows * width]
-    return repeated.reshape([-1, rows, width])[:, :, :size]
+    repeated = paddle.tile(long, [1, rows + 1])[:, : rows * width].reshape([-1, rows, width])
+    return repeated[:, :k, :size], repeated[:, k + 1 :, :size]
 
 
-def _sorted_median(value: Tensor, count: Tensor) -> Tensor:
-    """Median of the first `count` [B, 1] of sorted values [B, N] -> [B, 1]."""
-    lower = ((count - 1) // 2).clip(min=0)
-    middle = [
-        paddle.take_along_axis(value, i, axis=1, broadcast=False) for i in (lower, count // 2)
-    ]
-    # A tensor, because the exporter multiplies by a Python number in float32.
-    return (middle[0] + middle[1]) * paddle.full([1], 0.5, dtype="float64")
+class Ranking(NamedTuple):
+    """Patches from the highest score down; ties by patch number."""
+
+    order: Tensor
+    """[B, N] int64: the patch at each rank."""
+    rank: Tensor
+    """[B, N] int64: the rank of each patch."""
 
 
-def descending_order(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked patches from the highest score down; ties by patch number; the others after them.
-
-    Shapes: scores [B, N], mask [B, N] bool -> order [B, N] int64 (patch at each rank), rank
-    [B, N] int64 (place of each patch)."""
-    lowest = paddle.full([1], float("-inf"), dtype=scores.dtype)
-    order = paddle.argsort(paddle.where(mask, scores, lowest), axis=1, descending=True, stable=True)
-    place = paddle.zeros_like(order) + paddle.arange(scores.shape[1], dtype="int64")
+def ranking(scores: Tensor) -> Ranking:
+    """The ranking of scores [B, N]. One serves all choices among them."""
+    order = paddle.argsort(scores, axis=1, descending=True, stable=True)
     # The result needs an array of its own, because a saved graph writes into the first argument.
     empty = paddle.zeros_like(order)
-    return order, paddle.put_along_axis(empty, order, place, axis=1, broadcast=False)
+    place = empty + paddle.arange(scores.shape[1], dtype="int64")
+    return Ranking(order, paddle.put_along_axis(empty, order, place, axis=1, broadcast=False))
 
 
-def top(scores: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Mask [B, N] of the `count` [B] highest of the masked scores [B, N]."""
-    _, rank = descending_order(scores, mask)
-    return paddle.logical_and(rank < count.unsqueeze(1), mask)
+def best(ranks: Ranking, mask: Tensor, count: Tensor) -> Tensor:
+    """Mask [B, N] of the `count` [B] highest of the patches in the mask [B, N]."""
+    found = places_among(ranks, mask) <= count.unsqueeze(1)
+    return paddle.logical_and(found, mask)
+
+
+def places_among(ranks: Ranking, mask: Tensor) -> Tensor:
+    """How many patches of the mask [B, N] have at most the rank of each patch: [B, N] int64. That
+    counts a patch of the mask itself, so the highest has 1."""
+    inside = paddle.take_along_axis(mask.astype("int64"), ranks.order, axis=1, broadcast=False)
+    counted = paddle.cumsum(inside, axis=1)
+    return paddle.take_along_axis(counted, ranks.rank, axis=1, broadcast=False)
+
+
+def top(scores: Tensor, count: Tensor) -> Tensor:
+    """Mask [B, N] of the `count` [B] highest scores [B, N]."""
+    return ranking(scores).rank < count.unsqueeze(1)
 
 
 def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) -> list[Tensor]:
@@ -152,7 +172,8 @@ def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) 
 
     A sum outside them is replaced by the nearest bound. The groups share that in the proportion
     that the filter found, rounded so that they sum to it exactly; if the filter found nothing, the
-    first two share it equally. A bound of all patches makes all of them visual.
+    first two share it equally. With a least number of all patches each is visual: there is nothing
+    to choose or merge, whatever the filter found.
 
     Shapes: three groups [B], rest [B] (1 where a rest token may be added) and bounds [B, 2] of
     int64 -> the three groups and the rest token, [B] each."""
@@ -170,12 +191,10 @@ def share_budget(groups: list[Tensor], rest: Tensor, bounds: Tensor, size: int) 
     # Rounding the running sum, not each group, keeps the total exact.
     new_visual = (2 * share * weight_visual + total) // (2 * total)
     new_both = (2 * share * (weight_visual + weight_text) + total) // (2 * total)
-    # With every patch kept there is nothing to choose or merge.
-    new_visual, new_both = (
-        paddle.where(target == size, share, some) for some in (new_visual, new_both)
-    )
+    whole = bounds[:, 0] >= size
+    new_visual, new_both = (paddle.where(whole, share, some) for some in (new_visual, new_both))
 
-    changed = target != found
+    changed = paddle.logical_or(target != found, whole)
     return [
         paddle.where(changed, new, old)
         for new, old in (

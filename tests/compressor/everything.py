@@ -27,7 +27,7 @@ def everything(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> 
         + columns.astype(likeness.dtype) * 0.01
     )
     count = dynamic_count(inputs.visual_score, bounds, options)
-    kept = ops.top(score, paddle.ones_like(score) > 0, count)
+    kept = ops.top(score, count)
     return assemble(inputs.features, kept, 0)
 
 

@@ -151,15 +151,76 @@ def test_everything_passes_the_filter(name: str, budget: TokenBudget) -> None:
     assert np.isfinite(out.tokens).all()
 
 
-def test_everything_is_kept_when_everything_is_asked_for() -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    patches=st.sampled_from([1, 2, 7, 49, 64]),
+    config=st.sampled_from([*((name, None) for name in PRESETS), *ANY_CONFIG]),
+    threshold=st.sampled_from([1.5, 1.1, 0.0]),
+    budget=st.sampled_from([TokenBudget(full=True), TokenBudget(ratio=1.0), None]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_budget_of_all_patches_is_the_features(
+    seed: int,
+    patches: int,
+    config: tuple[str, str | None],
+    threshold: float,
+    budget: TokenBudget | None,
+) -> None:
+    """Whatever the filter finds: also where its groups have as many tokens as there are patches."""
+    vision, text = random_vision(seed, batch=3, patches=patches)
+    chosen = preset(config[0]) if config[1] is None else preset(config[0], method=config[1])
+    if "outlier_threshold" in METHODS[chosen.method].option_names:
+        chosen = chosen.with_options(outlier_threshold=threshold)
+    out = as_numpy(compress(vision, text, chosen, budget or TokenBudget(tokens=patches)))
+    everything = np.tile(np.arange(patches), (3, 1))
+    assert (out.count == patches).all()
+    np.testing.assert_array_equal(out.index, everything)
+    np.testing.assert_array_equal(out.owner, everything)
+    np.testing.assert_array_equal(out.tokens, vision.features.numpy())
+    assert (out.stage == 0).all()
+    assert (out.centre == -1).all()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    method=st.sampled_from(["recoverable", "prumerge"]),
+    scale=st.sampled_from([0.0, 1e-45, 1e-40, 1e-38, 1e-33, 1e-31, 1e-29, 1e-20, 1e-12]),
+)
+@settings(max_examples=60, deadline=None)
+def test_scores_that_underflow_leave_tokens_their_scale(
+    seed: int, method: str, scale: float
+) -> None:
+    """A few patches have all the attention; that of the others is next to nothing."""
+    vision, text = random_vision(seed, batch=2, patches=49)
+    score = vision.visual_score.numpy().astype(np.float64)
+    low = score < np.sort(score, axis=1)[:, -6:-5]
+    score = np.where(low, score * scale, score).astype(np.float32)
+    constant = vision._replace(
+        features=paddle.full_like(vision.features, 2.0), visual_score=paddle.to_tensor(score)
+    )
+    config = preset("corrected", method=method)
+    for budget in (TokenBudget(), TokenBudget(tokens=9), TokenBudget(tokens=1)):
+        out = as_numpy(compress(constant, text, config, budget))
+        for tokens, count in zip(out.tokens, out.count, strict=True):
+            np.testing.assert_allclose(tokens[:count], 2.0, rtol=1e-5)
+
+
+def test_a_rest_without_scores_is_the_mean_of_its_patches() -> None:
+    vision, text = random_vision(seed=0, patches=16)
+    nothing = vision._replace(visual_score=paddle.zeros_like(vision.visual_score))
+    out = as_numpy(compress(nothing, text, preset("corrected", method="prumerge"), TokenBudget(1)))
+    np.testing.assert_allclose(out.tokens[0, 0], vision.features.numpy()[0].mean(0), atol=1e-6)
+
+
+def test_vectors_without_length_are_like_nothing() -> None:
+    """A cosine with them is 0, not NaN."""
+    vision, text = random_vision(seed=3, patches=49)
+    empty = vision._replace(keys=vision.keys * 0, patch_embeds=vision.patch_embeds * 0)
     for name, method in ANY_CONFIG:
-        vision, text = random_vision(seed=2, batch=2, patches=49)
-        config = preset(name, method=method)
-        out = as_numpy(compress(vision, text, config, TokenBudget(full=True)))
-        assert (out.count == 49).all()
-        np.testing.assert_array_equal(out.index, np.tile(np.arange(49), (2, 1)))
-        np.testing.assert_array_equal(out.owner, out.index)
-        np.testing.assert_array_equal(out.tokens, vision.features.numpy())
+        for question in (text, text * 0):
+            for budget in (TokenBudget(), TokenBudget(tokens=9)):
+                out = compress(empty, question, preset(name, method=method), budget)
+                assert np.isfinite(out.tokens.numpy()).all()
 
 
 def test_ties_go_to_the_first_patches() -> None:
@@ -178,14 +239,46 @@ def test_uniform_spreads_in_both_directions() -> None:
     np.testing.assert_array_equal(np.unique(kept % 16), np.arange(0, 16, 2))
 
 
-def test_random_depends_on_its_seed_alone() -> None:
-    def choice(seed: int, data_seed: int) -> list[int]:
-        vision, text = random_vision(data_seed)
-        config = preset("corrected", method="random", seed=seed)
-        return as_numpy(compress(vision, text, config, TokenBudget(tokens=16))).index[0].tolist()
+def drawn(
+    vision: VisionFeatures, text: paddle.Tensor, seed: int = 0, tokens: int = 16
+) -> list[tuple[int, ...]]:
+    config = preset("corrected", method="random", seed=seed)
+    out = as_numpy(compress(vision, text, config, TokenBudget(tokens=tokens)))
+    return [tuple(row) for row in out.index.tolist()]
 
-    assert choice(0, 1) == choice(0, 2)
-    assert choice(0, 1) != choice(1, 1)
+
+def test_random_draws_for_every_question_every_picture_and_every_seed() -> None:
+    vision, text = random_vision(seed=0, batch=40)
+    first = VisionFeatures(*(x if x is None else x[:1].tile([40, 1, 1][: x.ndim]) for x in vision))
+    assert len(set(drawn(first, text))) == 40, "40 questions about one picture"
+    one_question = text[:1].tile([40, 1])
+    assert len(set(drawn(vision, one_question))) == 40, "one question about 40 pictures"
+    seeds = [drawn(one(vision, 0), text[:1], seed)[0] for seed in range(-20, 20)]
+    assert len(set(seeds)) == 40
+    assert drawn(one(vision, 3), text[3:4]) == drawn(vision, text)[3:4]
+
+
+def test_random_draws_every_patch_equally_often() -> None:
+    """A quarter of 64 patches, 1000 times: each patch 250 times, give or take five deviations."""
+    vision, text = random_vision(seed=1, batch=1000, width=4)
+    times = np.bincount(np.array(drawn(vision, text)).ravel(), minlength=64)
+    assert np.abs(times - 250).max() < 5 * np.sqrt(1000 * 0.25 * 0.75)
+    together = np.zeros((64, 64))
+    for row in drawn(vision, text):
+        together[np.ix_(row, row)] += 1
+    pairs = together[np.triu_indices(64, 1)]
+    chance = 16 / 64 * 15 / 63
+    assert np.abs(pairs - 1000 * chance).max() < 5.5 * np.sqrt(1000 * chance * (1 - chance))
+
+
+def test_random_survives_the_rounding_of_another_runtime() -> None:
+    vision, text = random_vision(seed=2, batch=200, width=4, joint=256)
+    noise = paddle.to_tensor(
+        (1 + np.random.default_rng(0).normal(size=text.shape) * 1e-6).astype(np.float32)
+    )
+    nearly = vision._replace(visual_score=vision.visual_score * (1 + 3e-7))
+    same = zip(drawn(vision, text), drawn(nearly, text * noise), strict=True)
+    assert sum(a != b for a, b in same) <= 1
 
 
 @pytest.mark.parametrize("field", ["features", "keys", "visual_score", "patch_embeds"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.loop_reference import compress_by_loops
+from benchmarks.centre_loop import compress_by_centres
 from paddle_recomp.compression import ops
 from paddle_recomp.compression.config import preset
 from paddle_recomp.compression.eager import compress
@@ -118,7 +118,7 @@ def test_faithful_equals_a_loop_of_its_form(
     text_score = (rng.normal(size=patches) * 0.02).astype("float32")
     text_score[rng.permutation(patches)[: patches // 16]] += 0.2
     inputs = [paddle.to_tensor(x) for x in (features, keys, score, text_score)]
-    loop = compress_by_loops(*inputs)
+    loop = compress_by_centres(*inputs)
     f, k, v, t = (x.unsqueeze(0) for x in inputs)
     bounds = paddle.to_tensor(TokenBudget().bounds(patches))
     batched = compress_by_scores(f, k, v, t, bounds, preset("faithful").options)

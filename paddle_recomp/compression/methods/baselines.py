@@ -14,12 +14,21 @@ from paddle_recomp.compression.method import Method, MethodInputs
 from paddle_recomp.config import option
 from paddle_recomp.types import Compressed, StageInfo, Tensor
 
+_PRIME, _STEP, _ROUNDS = 2**31 - 1, 12345, 4
+"""The generator squares a number, adds the step and takes the remainder, so many times."""
+_STRONGEST = 4
+"""So many patches stand for a picture."""
+
 
 @dataclass(frozen=True)
 class RandomOptions(FilterOptions):
     """The filter's options and a seed."""
 
-    seed: int = option(0, "The same seed draws the same patches.")
+    seed: int = option(
+        0,
+        "Another seed draws other patches; with the same one the same question about the same "
+        "picture gets the same patches.",
+    )
 
 
 def visual(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> Compressed:
@@ -28,13 +37,24 @@ def visual(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> Comp
 
 
 def random(inputs: MethodInputs, bounds: Tensor, options: RandomOptions) -> Compressed:
-    """A choice that depends on `options.seed` alone. Shapes as in `recoverable`.
+    """A draw of its own for every question about every picture. Shapes as in `recoverable`.
 
-    The order is drawn when the graph is built, in whole numbers, so that every backend draws the
-    same; an exported graph holds it as a constant."""
-    ranks = _random_ranks(inputs.visual_score.shape[1], options.seed)
-    score = paddle.to_tensor(ranks, dtype="float64").unsqueeze(0)
-    return _keep_top(score, inputs, bounds, options)
+    A graph has no state, so the question and the picture themselves are what is drawn from: which
+    of two neighbouring numbers of the question's embedding is the greater, and which patches the
+    class token attends to most. Only order counts, so a rounding that differs between runtimes has
+    to exchange two numbers before it changes a draw; the rest is computed in whole numbers."""
+    text, score = inputs.text_embeds, inputs.visual_score
+    size = score.shape[1]
+    greater = (text[:, 1:] > text[:, :-1]).astype("int64")
+    strongest = ops.ranking(score).order[:, :_STRONGEST]
+    given = paddle.concat([greater, strongest], axis=1)
+    weights = _numbers(given.shape[1], 2 * options.seed)
+    key = (given * paddle.to_tensor(weights, dtype="int64")).sum(axis=1, keepdim=True)
+    drawn = key + paddle.to_tensor(_numbers(size, 2 * options.seed + 1), dtype="int64")
+    for _ in range(_ROUNDS):
+        drawn = _remainder(drawn)
+        drawn = drawn * drawn + _STEP
+    return _keep_top(_remainder(drawn).astype("float64"), inputs, bounds, options)
 
 
 def uniform(inputs: MethodInputs, bounds: Tensor, options: FilterOptions) -> Compressed:
@@ -49,19 +69,23 @@ def _keep_top(
 ) -> Compressed:
     """Keeps the highest of the scores [B or 1, N]; in the dynamic budget as many as the filter
     finds in the visual score."""
-    everything = paddle.ones_like(inputs.visual_score) > 0
     count = dynamic_count(inputs.visual_score, bounds, options)
     score = score + paddle.zeros_like(inputs.visual_score).astype(score.dtype)
-    return assemble(inputs.features, ops.top(score, everything, count), 0)
+    return assemble(inputs.features, ops.top(score, count), 0)
 
 
-def _random_ranks(size: int, seed: int) -> list[int]:
-    """A number for each patch from a generator of our own, because those of libraries change."""
-    prime = 2**31 - 1
-    states = [(patch * 48271 + seed * 69621) % prime for patch in range(1, size + 1)]
-    for _ in range(4):
-        states = [(state * state + 12345) % prime for state in states]
+def _numbers(count: int, seed: int) -> list[int]:
+    """Numbers from a generator of our own, because those of libraries change."""
+    states = [(place * 48271 + seed * 69621) % _PRIME for place in range(1, count + 1)]
+    for _ in range(_ROUNDS):
+        states = [(state * state + _STEP) % _PRIME for state in states]
     return states
+
+
+def _remainder(x: Tensor) -> Tensor:
+    """The remainder of non-negative integers divided by the prime."""
+    prime = paddle.to_tensor([_PRIME], dtype="int64")
+    return x - x // prime * prime
 
 
 def _spread_ranks(size: int) -> list[int]:
@@ -94,11 +118,12 @@ VISUAL = Method(
 )
 RANDOM = Method(
     name="random",
-    summary="Keeps patches drawn at random, as many as the filter finds in the visual score.",
+    summary="Keeps patches drawn at random, anew for every question about every picture, as many "
+    "as the filter finds in the visual score.",
     source="a baseline of this project",
     compress=random,
     options=RandomOptions,
-    inputs=_READS,
+    inputs=(*_READS, "text_embeds"),
     stages=(StageInfo("random", "patch", "drawn at random"),),
 )
 UNIFORM = Method(

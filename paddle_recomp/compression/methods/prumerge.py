@@ -50,7 +50,7 @@ def prumerge(inputs: MethodInputs, bounds: Tensor, options: PruMergeOptions) -> 
     n_rest = 1 - whole
     kept = paddle.logical_and(everything, whole.unsqueeze(1) > 0)
 
-    chosen = ops.top(score, everything, n_centres)
+    chosen = ops.top(score, n_centres)
     patch = paddle.arange(size, dtype="int64").unsqueeze(0)
     # A language model is sensitive to order, so centres have the order of their patches.
     order = paddle.argsort(paddle.where(chosen, patch, patch + size), axis=1)

@@ -85,19 +85,22 @@ def compress_by_scores(
 
     Shapes: features and keys [B, N, C], both scores [B, N], bounds [B, 2] int64."""
     size = visual_score.shape[1]
-    groups = _filter_counts(visual_score, text_score, features.shape[2], options)
+    by_visual, by_text = ops.ranking(visual_score), ops.ranking(text_score)
+    groups = _filter_counts(
+        visual_score, text_score, by_visual, by_text, features.shape[2], options
+    )
     rest = paddle.ones_like(groups[2])
     if options.rest == "with_centres":
         rest = (groups[2] > 0).astype("int64")
     n_visual, n_text, n_centres, n_rest = ops.share_budget(groups, rest, bounds, size)
 
-    everything = paddle.ones_like(visual_score) > 0
-    kept_visual = ops.top(visual_score, everything, n_visual)
-    kept_text = ops.top(text_score, paddle.logical_not(kept_visual), n_text)
+    kept_visual = by_visual.rank < n_visual.unsqueeze(1)
+    kept_text = ops.best(by_text, paddle.logical_not(kept_visual), n_text)
     kept = paddle.logical_or(kept_visual, kept_text)
 
     merged = _merge(
-        keys, visual_score, text_score, paddle.logical_not(kept), n_centres, n_rest, options
+        *(keys, visual_score, text_score, by_visual),
+        *(paddle.logical_not(kept), n_centres, n_rest, options),
     )
     for_text = kept_text.astype("int64")
     stage = for_text * int(Stage.TEXT) + (1 - for_text) * int(Stage.VISUAL)
@@ -105,7 +108,12 @@ def compress_by_scores(
 
 
 def _filter_counts(
-    visual_score: Tensor, text_score: Tensor, channels: int, options: RecoverableOptions
+    visual_score: Tensor,
+    text_score: Tensor,
+    by_visual: ops.Ranking,
+    by_text: ops.Ranking,
+    channels: int,
+    options: RecoverableOptions,
 ) -> list[Tensor]:
     """Tokens that the dynamic scale filter gives to each group: three counts [B] int64."""
     size = visual_score.shape[1]
@@ -125,7 +133,7 @@ def _filter_counts(
     n_visual = outliers(visual_score, everything, options.neighbours)
     n_patches = paddle.full_like(n_visual, size)
     n_visual = scaled(n_patches, n_visual, n_patches)
-    kept_visual = ops.top(visual_score, everything, n_visual)
+    kept_visual = by_visual.rank < n_visual.unsqueeze(1)
     remainder = paddle.logical_not(kept_visual)
 
     if options.text_scope == "remainder":
@@ -139,7 +147,7 @@ def _filter_counts(
         filled = paddle.where(kept_visual, lowest, text_score)
         text_outliers, text_total = outliers(filled, everything, options.neighbours), n_patches
     n_text = scaled(size - n_visual, text_outliers, text_total.clip(min=1))
-    kept_text = ops.top(text_score, remainder, n_text)
+    kept_text = ops.best(by_text, remainder, n_text)
     remainder = paddle.logical_and(remainder, paddle.logical_not(kept_text))
 
     left = remainder.astype("int64").sum(axis=1)
@@ -154,6 +162,7 @@ def _merge(
     keys: Tensor,
     visual_score: Tensor,
     text_score: Tensor,
+    by_visual: ops.Ranking,
     remainder: Tensor,
     n_centres: Tensor,
     n_rest: Tensor,
@@ -161,12 +170,17 @@ def _merge(
 ) -> Merged:
     """Merges the remainder [B, N] around its `n_centres` [B] visually strongest patches, and all
     but the centres into `n_rest` [B] tokens."""
-    order, rank = ops.descending_order(visual_score, remainder)
-    centres = first_centres(order, rank, remainder, n_centres)
+    place = ops.places_among(by_visual, remainder) - 1
+    size = visual_score.shape[1]
+    order = paddle.argsort(paddle.where(remainder, place, by_visual.rank + size), axis=1)
+    centres = first_centres(order, place, remainder, n_centres)
     if options.cluster_keys == "misaligned":
         position = (paddle.cumsum(remainder.astype("int64"), axis=1) - 1).clip(min=0)
-        keys = ops.take_rows(keys, position)
-    similarity = key_similarity(keys, centres.patch)
+        taken = paddle.take_along_axis(position, centres.patch, axis=1, broadcast=False)
+        similarity = key_similarity(keys, taken).transpose([0, 2, 1])
+        similarity = ops.take_rows(similarity, position).transpose([0, 2, 1])
+    else:
+        similarity = key_similarity(keys, centres.patch)
     return merge_around(
         centres,
         similarity + options.text_weight * text_score.unsqueeze(1),

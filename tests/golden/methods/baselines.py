@@ -33,17 +33,29 @@ def visual(given: Mapping[str, np.ndarray], bounds: tuple[int, int]) -> Picture:
     return keep(ranked[: count(score, bounds)], given["features"])
 
 
+def scrambled(number: int) -> int:
+    """Squared four times modulo a prime."""
+    for _ in range(4):
+        number = (number**2 + 12345) % (2**31 - 1)
+    return number
+
+
 def random(given: Mapping[str, np.ndarray], bounds: tuple[int, int]) -> Picture:
-    """The patches whose numbers, squared four times modulo a prime, come out highest."""
-    score = given["visual_score"]
+    """The patches whose number, scrambled with one that stands for the question and the picture,
+    comes out highest. That one adds up scrambled numbers: those of the places at which the
+    question's embedding rises, and those of the four strongest patches, times the patch."""
+    score, text = given["visual_score"], given["text_embeds"]
+    strongest = sorted(range(len(score)), key=lambda patch: (-score[patch], patch))[:4]
+    facts = [int(text[i + 1] > text[i]) for i in range(len(text) - 1)] + strongest
 
-    def number(patch: int) -> int:
-        state = ((patch + 1) * 48271 + SEED * 69621) % (2**31 - 1)
-        for _ in range(4):
-            state = (state * state + 12345) % (2**31 - 1)
-        return state
+    def number(place: int, seed: int) -> int:
+        return scrambled(((place + 1) * 48271 + seed * 69621) % (2**31 - 1))
 
-    ranked = sorted(range(len(score)), key=lambda patch: -number(patch))
+    key = sum(fact * number(place, 2 * SEED) for place, fact in enumerate(facts))
+    drawn = [
+        scrambled((key + number(patch, 2 * SEED + 1)) % (2**31 - 1)) for patch in range(len(score))
+    ]
+    ranked = sorted(range(len(score)), key=lambda patch: -drawn[patch])
     return keep(ranked[: count(score, bounds)], given["features"])
 
 
