@@ -13,7 +13,7 @@ from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.types import Tensor
 
 _FAR = 1e30
-"""No score is as large as this. Yet float32 has it, in which the exporter writes Python's numbers."""
+"""No score is as large. Yet float32 has it, in which the exporter writes Python's numbers."""
 
 
 def class_attention(
