@@ -6,7 +6,7 @@ node by node and number by number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx import NodeProto, helper
 
 from paddle_recomp.checkpoint import Checkpoint
 
+from .errors import ExportError
 from .onnx_graph import OnnxGraph, node_bytes
 from .quantise import quantise, quantised_inputs
 from .scales import Range
@@ -24,41 +25,63 @@ _ROUNDED = (".uint8", ".int8", ".int32", ".float", ".scale", ".zero", ".rounded"
 """How the values and constants end that only an INT8 graph has."""
 
 
+Weight = Callable[[str, bool], np.ndarray]
+"""The name of a parameter, and whether a product reads it -> its numbers in float32."""
+
+
 @dataclass(frozen=True)
 class Restored:
-    """A graph in float, and what of the stored one is not as its weights say."""
+    """A graph in float, and whether the stored one is its rounding."""
 
     graph: OnnxGraph
     equal: Mapping[str, bool]
-    """Whether each constant that comes from the checkpoint is the one that is stored."""
+    """Whether each constant that comes from a parameter is the one that is stored."""
     same_nodes: bool
     """Whether the stored graph has the nodes that quantising gives."""
 
 
 def restore(
-    stored: OnnxGraph, checkpoint: Checkpoint, ranges: Mapping[str, Range] | None
+    stored: OnnxGraph, weight: Weight, ranges: Mapping[str, Range] | None = None
 ) -> Restored:
     """`ranges` holds those of the layers' inputs, by the layers' names; None where they are
-    measured at run time.
-
-    Raises: CheckpointError for a weight that the checkpoint does not have."""
+    measured at run time."""
     nodes = list(_in_float(stored))
     taken = {name for node in nodes for name in node.input}
     products = {node.input[1] for node in nodes if node.op_type == "MatMul"}
-    weights = {name: _weight(checkpoint, name, name in products) for name in taken if _part(name)}
+    weights = {name: weight(name, name in products) for name in taken if _is_parameter(name)}
     plain = {name: value for name, value in stored.constants.items() if name in taken}
     graph = OnnxGraph(nodes, plain | weights, stored.inputs, stored.outputs, stored.opset)
     rounded = [name for name in weights if name not in stored.constants]
     again = graph
     if rounded:
         again = quantise(graph, rounded, None if ranges is None else _by_value(graph, ranges))
+    wanted = {name: value for name, value in again.constants.items() if name not in plain}
+    wanted |= {name: value for name, value in weights.items() if name in plain}
     equal = {
         name: name in stored.constants and _same(value, stored.constants[name])
-        for name, value in again.constants.items()
-        if name not in plain or name in weights
+        for name, value in wanted.items()
     }
     same = [*map(node_bytes, again.nodes)] == [*map(node_bytes, stored.nodes)]
     return Restored(graph, equal, same and again.constants.keys() == stored.constants.keys())
+
+
+def check_rounding(made: OnnxGraph, graph: OnnxGraph, ranges: Mapping[str, Range] | None) -> None:
+    """Looks that an INT8 graph differs from the float graph by its rounding alone: no comparison of
+    what both compute tells a bias that was lost from the rounding of all layers.
+
+    Raises: ExportError."""
+    found = restore(made, lambda name, product: graph.constants[name], ranges)
+    wrong = [name for name, same in found.equal.items() if not same]
+    wrong += [
+        name
+        for name, value in graph.constants.items()
+        if name not in found.graph.constants or not _same(value, found.graph.constants[name])
+    ]
+    if wrong:
+        raise ExportError(f"INT8 changed {min(wrong)}; expected rounded weights and nothing else")
+    ours, theirs = ([*map(node_bytes, one.nodes)] for one in (graph, found.graph))
+    if ours != theirs or not found.same_nodes:
+        raise ExportError("INT8 changed nodes; expected rounded weights and nothing else")
 
 
 def _in_float(stored: OnnxGraph) -> Iterator[NodeProto]:
@@ -93,15 +116,20 @@ def _by_value(graph: OnnxGraph, ranges: Mapping[str, Range]) -> dict[str, Range]
     return {value: ranges.get(layer, (0.0, 0.0)) for layer, value in inputs.items()}
 
 
-def _part(name: str) -> bool:
+def _is_parameter(name: str) -> bool:
     return name.partition(".")[0] in PARTS
 
 
-def _weight(checkpoint: Checkpoint, name: str, product: bool) -> np.ndarray:
-    """A parameter in float32. A product has its weight as [in, out], a checkpoint as [out, in]."""
-    part, _, rest = name.partition(".")
-    value = checkpoint.parameter(part, rest).astype(np.float32)
-    return np.ascontiguousarray(value.T) if product else value
+def weights_of(checkpoint: Checkpoint) -> Weight:
+    """The parameters of a checkpoint. A product has its weight as [in, out], a checkpoint as
+    [out, in]. The function raises CheckpointError for one that the checkpoint does not have."""
+
+    def weight(name: str, product: bool) -> np.ndarray:
+        part, _, rest = name.partition(".")
+        value = checkpoint.parameter(part, rest).astype(np.float32)
+        return np.ascontiguousarray(value.T) if product else value
+
+    return weight
 
 
 def _same(expected: np.ndarray, found: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ from paddle_recomp.checkpoint import Checkpoint
 from .decoder.stored import compare_decoder_files
 from .errors import VerificationError
 from .onnx_graph import OnnxGraph
-from .restore import Restored, restore
+from .restore import Restored, restore, weights_of
 from .scales import Range, read_scales
 
 
@@ -52,7 +52,7 @@ def restored(bundle: Bundle, checkpoint: Checkpoint, graph: Graph) -> Restored:
     bundle.verify_model(about.file, about.data)
     model = onnx.load(bundle.folder / about.file)
     stored = OnnxGraph.read(model, [info.name for info in model.graph.output])
-    return restore(stored, checkpoint, _ranges(bundle, stored))
+    return restore(stored, weights_of(checkpoint), _ranges(bundle, stored))
 
 
 def _ranges(bundle: Bundle, stored: OnnxGraph) -> Mapping[str, Range] | None:
@@ -94,8 +94,8 @@ def _share(stage: str, name: str, equal: list[bool]) -> Comparison:
 
 
 class InFloat:
-    """Runs the graphs of a bundle without their rounding, as its checkpoint's weights say: what INT8
-    hides shows here."""
+    """Runs the graphs of a bundle without their rounding, with its checkpoint's weights: what
+    INT8 hides shows here."""
 
     def __init__(self, bundle: Bundle, checkpoint: Checkpoint) -> None:
         self.bundle, self.checkpoint = bundle, checkpoint

@@ -18,13 +18,13 @@ from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_difference
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
 from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.front_end import pad_words
-from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor, language_side
+from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor
 
+from .calibration import words_of
+from .choices import budgets, compare_kept
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
 from .facts import compare_facts
@@ -97,9 +97,7 @@ def verify_bundle(
     return list(compare_bundle(bundle, reference_of(bundle, checkpoint, images)))
 
 
-def reference_of(
-    bundle: Bundle, checkpoint: Checkpoint, images: Path | None = None
-) -> Reference:
+def reference_of(bundle: Bundle, checkpoint: Checkpoint, images: Path | None = None) -> Reference:
     """Runs a checkpoint in eager Paddle, as the bundle's algorithms say.
 
     Raises: CheckpointError, ImageError, FeatureError."""
@@ -107,12 +105,12 @@ def reference_of(
     questions = tuple(load_questions(batch) for batch in BATCHES)
     prepare = image_processor(checkpoint)
     tokenizer, spec = ClipTokenizer.from_folder(checkpoint.clip_dir), checkpoint.spec
-    given = [
+    given: list[Arrays] = [
         {
             "pixel_values": prepare(seen),
             "question_ids": tokenizer.encode(asked, spec.text.max_positions)[0],
             "token_bounds": budgets(len(seen), bundle.num_patches),
-            **_words(checkpoint, asked),
+            **words_of(checkpoint, asked),
         }
         for seen, asked in zip(pictures, questions, strict=True)
     ]
@@ -160,15 +158,6 @@ def _compare_inputs(bundle: Bundle, reference: Reference) -> Iterator[Comparison
         yield _agreement(batch, "inputs", "question_ids", wanted["question_ids"], ids, 1.0)
 
 
-def _words(checkpoint: Checkpoint, questions: Sequence[str]) -> Arrays:
-    """word_embeds [B, W, D] and word_mask [B, W] of questions, for compressors that read them."""
-    tokenizer, _ = language_side(checkpoint)
-    table = checkpoint.parameter("language_model", "embed_tokens.weight")
-    ids = [tokenizer.encode_words(question) for question in questions]
-    embeds, mask = pad_words([table[one].astype(np.float32) for one in ids])
-    return {"word_embeds": embeds, "word_mask": mask}
-
-
 def _compare_graphs(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
     """The graphs of a bundle with the compress graph that is chosen, in every runtime. One that is
     not the default has its name behind its stages."""
@@ -186,9 +175,9 @@ def _compare_graphs(bundle: Bundle, reference: Reference) -> Iterator[Comparison
             for row in compare_with(expected, backend, precision, stage):
                 place = row.stage if default else f"{row.stage} ({name})"
                 yield replace(row, runtime=runtime, stage=place)
-        drawn, limit = reference.noise[name], TOLERANCES[precision].difference
-        found = backend.run("compress", drawn)
-        for row in _compare_tokens(len(drawn["token_bounds"]), "compress", drawn, found, 1.0, limit):
+        drawn, limit = dict(reference.noise[name]), TOLERANCES[precision].difference
+        batch, found = len(drawn["token_bounds"]), backend.run("compress", drawn)
+        for row in _compare_tokens(batch, "compress", drawn, found, 1.0, limit):
             place = "noise" if default else f"noise ({name})"
             yield replace(row, runtime=runtime, stage=place)
 
@@ -241,38 +230,6 @@ def compare_with(
         yield Comparison(batch, stage, "visual_embeds", "cosine", cosine, limits.cosine)
         return
     yield from _compare_tokens(batch, stage, expected, whole, limits.agreement, limits.difference)
-
-
-def budgets(batch: int, size: int) -> np.ndarray:
-    """Bounds [B, 2], in turn: the filter's own number, a cap, an exact number, everything."""
-    choices = [
-        TokenBudget(),
-        TokenBudget(max_tokens=max(size // 8, 1)),
-        TokenBudget(tokens=max(size // 4, 1)),
-        TokenBudget(full=True),
-    ]
-    bounds = [choices[i % len(choices)].bounds(size)[0] for i in range(batch)]
-    return np.array(bounds, dtype=np.int64)
-
-
-def compare_kept(expected: Arrays, found: Arrays) -> tuple[float, float]:
-    """Mean overlap of the single patches that each image keeps, and mean cosine of the embeddings
-    of patches that both keep; 0 where they share none."""
-    overlaps, ours, theirs = [], [], []
-    for image in range(len(expected["token_count"])):
-        first, second = (_kept(array, image) for array in (expected, found))
-        both = sorted(first.keys() & second.keys())
-        overlaps.append(len(both) / max(len(first.keys() | second.keys()), 1))
-        ours += [expected["visual_embeds"][image, first[patch]] for patch in both]
-        theirs += [found["visual_embeds"][image, second[patch]] for patch in both]
-    cosine = mean_cosine(np.stack(ours), np.stack(theirs)) if ours else 0.0
-    return float(np.mean(overlaps)), cosine
-
-
-def _kept(arrays: Arrays, image: int) -> dict[int, int]:
-    """Patch -> row, of the tokens that are one patch."""
-    rows = np.flatnonzero(arrays["token_index"][image] >= 0)
-    return {int(arrays["token_index"][image, row]): int(row) for row in rows}
 
 
 def _compare_floats(

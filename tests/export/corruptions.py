@@ -222,6 +222,8 @@ def rope_of(base: float) -> Change:
     return change
 
 
+POSITIONS = "vision_tower.embeddings.position_embedding.weight"
+WORDS = "text_tower.embeddings.token_embedding.weight"
 V, T = "vision_tower.encoder.layers", "text_tower.encoder.layers"
 VISION: dict[str, Change] = {
     "a bias of the first layer": zeroed(f"{V}.0.mlp.fc1.bias"),
@@ -236,10 +238,8 @@ VISION: dict[str, Change] = {
     "the weight of the last norm": doubled("vision_tower.post_layernorm.weight"),
     "one number of a norm": one_number(f"{V}.2.layer_norm2.weight"),
     "the class token": negated("vision_tower.embeddings.class_embedding"),
-    "the position of the class token": zeroed("vision_tower.embeddings.position_embedding.weight", 0),
-    "the position of the last patch": zeroed(
-        "vision_tower.embeddings.position_embedding.weight", -1
-    ),
+    "the position of the class token": zeroed(POSITIONS, 0),
+    "the position of the last patch": zeroed(POSITIONS, -1),
     "one filter": zeroed("vision_tower.embeddings.patch_embedding.weight", 5),
     "a negated matrix": negated(f"{V}.0.self_attn.q_proj.weight"),
     "a transposed matrix": transposed(f"{V}.2.self_attn.k_proj.weight"),
@@ -255,10 +255,8 @@ VISION: dict[str, Change] = {
     "the kind of an activation": operator("Sigmoid", "Tanh", 2),
 }
 TEXT: dict[str, Change] = {
-    "a row of words that no question has": zeroed("text_tower.embeddings.token_embedding.weight", 700),
-    "nearly all rows of words": zeroed(
-        "text_tower.embeddings.token_embedding.weight", *range(20, 697)
-    ),
+    "a row of words that no question has": zeroed(WORDS, 700),
+    "nearly all rows of words": zeroed(WORDS, *range(20, 697)),
     "the last position": zeroed("text_tower.embeddings.position_embedding.weight", 75),
     "a bias": zeroed(f"{T}.0.self_attn.q_proj.bias"),
     "a negated matrix": negated(f"{T}.1.self_attn.out_proj.weight"),
@@ -279,7 +277,7 @@ COMPRESS: dict[str, Change] = {
 }
 ENCODER: dict[str, Change] = {
     "a bias of the vision tower": zeroed(f"{V}.2.mlp.fc2.bias"),
-    "a row of words": zeroed("text_tower.embeddings.token_embedding.weight", 700),
+    "a row of words": zeroed(WORDS, 700),
     "a transposed matrix": transposed(f"{V}.3.self_attn.v_proj.weight"),
     "the epsilon of a norm": attribute("LayerNormalization", "epsilon", lambda x: 10 * x, 7),
     "the projector's bias": zeroed("projector.linear_2.bias"),
