@@ -61,7 +61,7 @@ def test_a_part_of_a_picture_is_recognised() -> None:
     scene = Image.fromarray(make_scene(1).image)
     part = scene.crop((30, 41, 150, 170)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     assert share_found(part, sums(scene)) == 1
-    assert share_found(part.rotate(90), sums(scene)) == 1
+    assert share_found(part.rotate(90, expand=True), sums(scene)) == 1
     assert share_found(part, sums(Image.fromarray(make_scene(2).image))) < 0.1
 
 
