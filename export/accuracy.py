@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paddle_recomp.bundle.comparison import mean_cosine
-from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.contract import SCORES, Graph
 
 from .calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
 from .choices import Chooser
@@ -27,8 +27,6 @@ from .scales import Range, Scales
 from .writing import write_model
 
 TOWERS: tuple[Graph, ...] = ("vision", "text")
-SCORES = ("visual_score", "layer_score")
-"""What a compressor chooses by, besides the similarity of patch_embeds and text_embeds."""
 GUARDED = ("features", "keys", "patch_embeds", "text_embeds", *SCORES)
 """Outputs whose cosine is held to the target."""
 

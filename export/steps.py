@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, Graph
+from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, SCORES, Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.loading import image_processor
 
-from .accuracy import SCORES, Outcome, describe_outcome, quantise_towers, scales_of
+from .accuracy import Outcome, describe_outcome, quantise_towers, scales_of
 from .calibration import Quantisation, Samples, load_samples, words_of
 from .convert import Job, convert
 from .decoder.write import describe_decoder, write_decoder
