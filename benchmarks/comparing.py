@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from export.verify import compare_kept
+from export.choices import compare_kept
 from paddle_recomp.bundle import Bundle
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.types import VisualTokens

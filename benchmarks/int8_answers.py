@@ -2,8 +2,9 @@
 
     python -m benchmarks.int8_answers FP32_BUNDLE INT8_BUNDLE… --output docs/int8_answers.json
 
-Encoders run one picture and one question at a time, as on an edge box; the language model is that
-of the fp32 bundle for all. The report is written after each budget, and an interrupted one is
+The scenes are held out, and questions that an export calibrates on are left out. Encoders run one
+picture and one question at a time, as on an edge box; the language model is that of the fp32 bundle
+for all. The report is written after each budget, and an interrupted one is
 continued."""
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from benchmarks.comparing import budgets_for, checksums, fingerprint, kept_alike, progress_bar
 from benchmarks.held_out import Evaluation, Item, draw_items, is_right
+from export.samples import calibration_questions
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.llm.onnx_decoder import decoder_files
 from paddle_recomp.types import Answer
@@ -80,6 +82,12 @@ def compare(
     )
 
 
+def uncalibrated(items: Sequence[Item]) -> list[Item]:
+    """Those whose question calibrates no export by default."""
+    known = set(calibration_questions(None))
+    return [item for item in items if item.question.question not in known]
+
+
 def paired_interval(change: np.ndarray, group: np.ndarray) -> tuple[float, float]:
     """The bootstrap interval of the mean of `change` [n], where members of a `group` [n] are
     drawn together: questions about one scene share its picture, so they err together."""
@@ -105,7 +113,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Fills in what the report lacks, budget by budget."""
     reference = open_bundle(options.fp32)
     bundles = {folder.name: open_bundle(folder) for folder in options.int8}
-    items = draw_items(options.scenes)
+    items = uncalibrated(draw_items(options.scenes))
     # The answers of a report are those of one language model.
     own = reference.decoder is not None and options.llm is None
     about = {

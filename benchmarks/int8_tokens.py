@@ -2,8 +2,8 @@
 
     python -m benchmarks.int8_tokens FP32_BUNDLE INT8_BUNDLE [--images DIR]
 
-Every picture is asked every question, one at a time. The photographs are scikit-image's, without
-those that an export calibrates on.
+Every picture is asked every question, one at a time. No export calibrates on these questions, nor
+on these photographs, which are scikit-image's.
 """
 
 from __future__ import annotations
@@ -21,41 +21,23 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.comparing import budgets_for, fingerprint, kept_alike, progress_bar
-from export.samples import QUESTIONS, load_pictures
+from export.samples import EVALUATION_QUESTIONS, evaluation_photos, load_pictures
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import OUTPUTS
-from paddle_recomp.preprocess import clip_text, load_image
+from paddle_recomp.preprocess import clip_text
 from paddle_recomp.types import Stage
 from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
 from paddle_recomp.vlm.loading import chat_template, load_front_end
 
-PHOTOS = (
-    "brick",
-    "camera",
-    "cell",
-    "clock_motion",
-    "grass",
-    "gravel",
-    "horse",
-    "ihc",
-    "moon",
-    "motorcycle_left",
-    "page",
-    "text",
-)
-"""In scikit-image's package; no export calibrates on them."""
-
 
 def photographs(folder: Path | None) -> list[Image.Image]:
-    """The pictures of a folder, up to 16; by default PHOTOS."""
+    """The pictures of a folder, up to 16; by default
+    photographs that no export calibrates on."""
     if folder is not None:
         count = len(list(folder.iterdir()))
         return list({id(one): one for one in load_pictures(folder, count)}.values())
-    import skimage
-
-    data = Path(skimage.__file__).parent / "data"
-    return [load_image(data / f"{name}.png") for name in PHOTOS]
+    return evaluation_photos()
 
 
 def see(bundle: Bundle, pictures: Sequence[Image.Image], progress: Progress) -> list[SeenImage]:
@@ -125,11 +107,11 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     seen = see(reference, pictures, progress), see(other, pictures, progress)
     front_ends = load_front_end(reference), load_front_end(other)
     template, source = chat_template(reference), front_ends[0].question_source
-    texts = [clip_text(question, 1, template, source) for question in QUESTIONS]
+    texts = [clip_text(question, 1, template, source) for question in EVALUATION_QUESTIONS]
     scores = [one.features["visual_score"] for one in seen[0]]
     return {
         "pictures": len(pictures),
-        "questions": len(QUESTIONS),
+        "questions": len(EVALUATION_QUESTIONS),
         "patches": reference.num_patches,
         "fp32": fingerprint(reference),
         "int8": fingerprint(other),

@@ -14,18 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from paddle_recomp.bundle.comparison import mean_cosine
-from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.contract import SCORES, Graph
 
 from .calibration import Arrays, Quantisation, Samples, outputs_of, ranges_of
+from .choices import Chooser
 from .errors import ExportError
 from .onnx_graph import OnnxGraph
 from .optimise import check
 from .quantise import layer_of, quantise, quantised_inputs, weight_nodes
+from .restore import check_rounding
 from .scales import Range, Scales
 from .writing import write_model
 
 TOWERS: tuple[Graph, ...] = ("vision", "text")
-GUARDED = ("features", "keys", "patch_embeds", "text_embeds")
+GUARDED = ("features", "keys", "patch_embeds", "text_embeds", *SCORES)
 """Outputs whose cosine is held to the target."""
 
 _MOST_IN_FLOAT = 0.5
@@ -50,6 +52,8 @@ class Outcome:
 
     cosine: dict[str, float] = field(default_factory=dict)
     """The mean cosine over all vectors of an output, by its name."""
+    overlap: float = 1.0
+    """The mean overlap of the patches kept, behind both towers."""
     in_float: dict[Graph, list[str]] = field(default_factory=dict)
     """The layers that stayed in float to meet the target."""
     ranges: dict[Graph, dict[str, Range]] = field(default_factory=dict)
@@ -65,8 +69,16 @@ def quantise_towers(
 
     Raises: ExportError when the target cannot be met, with the cosine that was reached."""
     outcome = Outcome()
+    outputs: dict[str, Sequence[Arrays]] = {
+        name: outputs_of(onnx.load(folder / f"{name}.onnx"), name, samples.feeds[name])
+        for name in TOWERS
+    }
+    chooser = Chooser(folder / "compress.onnx", samples, outputs)
     for name in TOWERS:
-        _quantise_tower(folder / f"{name}.onnx", name, wanted, samples, ranked, outcome)
+        # The second tower is measured behind the first one in INT8, as they will run.
+        outputs[name] = _quantise_tower(
+            folder / f"{name}.onnx", name, wanted, samples, ranked, outcome, outputs, chooser
+        )
     return outcome
 
 
@@ -88,14 +100,18 @@ def _quantise_tower(
     samples: Samples,
     ranked: bool,
     outcome: Outcome,
-) -> None:
-    model, feeds = onnx.load(path), samples.feeds[name]
+    outputs: Mapping[str, Sequence[Arrays]],
+    chooser: Chooser,
+) -> list[Arrays]:
+    """Gives what the tower in INT8 makes of the samples; `outputs` holds what both towers make of
+    them so far."""
+    model, feeds, expected = onnx.load(path), samples.feeds[name], outputs[name]
     metadata = {item.key: item.value for item in model.metadata_props}
     graph = OnnxGraph.read(model, [info.name for info in model.graph.output])
     layers: dict[str, list[str]] = {}
     for weight in weight_nodes(graph):
         layers.setdefault(layer_of(weight), []).append(weight)
-    expected, ranges = outputs_of(model, name, feeds), None
+    ranges = None
     if wanted.kind == "static":
         outcome.ranges[name] = _layer_ranges(model, graph, name, wanted, feeds)
         inputs = quantised_inputs(graph)
@@ -106,35 +122,41 @@ def _quantise_tower(
         weights = [weight for layer in chosen for weight in layers[layer]]
         return quantise(graph, weights, ranges).model(metadata)
 
-    def measure(made: onnx.ModelProto, count: int | None = None) -> dict[str, float]:
-        return cosines(expected[:count], outputs_of(made, name, feeds[:count]))
+    def measure(found: Sequence[Arrays]) -> dict[str, float]:
+        kept = {"overlap": chooser.overlap({**outputs, name: found})}
+        return cosines(expected, found) | kept
 
     in_float = set() if wanted.scales is None else wanted.scales.float_layers(name, layers)
     chosen = [layer for layer in layers if layer not in in_float]
     made = attempt(chosen)
-    reached = measure(made)
+    reached = measure(found := outputs_of(made, name, feeds))
     ranking: list[Sensitivity] = []
-    if ranked or not _met(reached, wanted):
+    if ranked or _missed(reached, wanted):
+        few = feeds[:_RANKED_ON]
         for layer in layers:
-            cosine = min(measure(attempt([layer]), _RANKED_ON).values())
-            ranking.append(Sensitivity(name, layer, cosine))
+            alone = cosines(expected[:_RANKED_ON], outputs_of(attempt([layer]), name, few))
+            ranking.append(Sensitivity(name, layer, min(alone.values())))
         ranking.sort(key=lambda row: row.cosine)
 
     size = {layer: sum(graph.constants[w].size for w in layers[layer]) for layer in layers}
     left = [row.layer for row in ranking if row.layer in chosen]
-    while not _met(reached, wanted):
+    while _missed(reached, wanted):
         tried = [layer for layer in chosen if layer != left[0]]
         if sum(size[layer] for layer in tried) < (1 - _MOST_IN_FLOAT) * sum(size.values()):
             kept = len(layers) - len(chosen)
             raise ExportError(_unreachable(name, wanted, reached, kept, len(layers)))
         chosen, left = tried, left[1:]
         made = attempt(chosen)
-        reached = measure(made)
+        reached = measure(found := outputs_of(made, name, feeds))
+    stored = OnnxGraph.read(made, [info.name for info in made.graph.output])
+    check_rounding(stored, graph, outcome.ranges.get(name))
     check(made)
     write_model(made, path)
+    outcome.overlap = reached.pop("overlap")
     outcome.cosine |= reached
     outcome.in_float[name] = [layer for layer in layers if layer not in chosen]
     outcome.ranking += ranking
+    return found
 
 
 def _layer_ranges(
@@ -152,17 +174,24 @@ def _layer_ranges(
     return {layer: found[value] for layer, value in inputs.items()}
 
 
-def _met(reached: Mapping[str, float], wanted: Quantisation) -> bool:
-    # Written so that NaN never meets the target.
-    return all(value >= wanted.target_cosine for value in reached.values())
+def _missed(reached: Mapping[str, float], wanted: Quantisation) -> dict[str, float]:
+    """By how much each measure misses its target; NaN always does."""
+    targets = dict.fromkeys(reached, wanted.target_cosine) | {"overlap": wanted.target_overlap}
+    return {
+        key: targets[key] - value for key, value in reached.items() if not value >= targets[key]
+    }
 
 
 def _unreachable(
     name: Graph, wanted: Quantisation, reached: Mapping[str, float], kept: int, layers: int
 ) -> str:
-    worst = min(reached, key=lambda key: reached[key])
+    missed = _missed(reached, wanted)
+    worst = max(missed, key=lambda key: missed[key])
+    kind, target = "a cosine", wanted.target_cosine
+    if worst == "overlap":
+        kind, target = "an overlap of the patches kept", wanted.target_overlap
     return (
-        f"the graph {name!r} cannot be INT8 with a cosine of {wanted.target_cosine:g}: {worst} "
+        f"the graph {name!r} cannot be INT8 with {kind} of {target:g}: {worst} "
         f"reaches {reached[worst]:.6f} with {kept} of its {layers} layers in float, and more would "
         "leave less than half of its weights in INT8"
     )
@@ -171,7 +200,7 @@ def _unreachable(
 def describe_outcome(outcome: Outcome) -> dict[str, Any]:
     """Plain data for recomp.json, rounded, because the last digits differ between machines."""
     cosine = {name: round(value, 6) for name, value in outcome.cosine.items()}
-    return {"cosine": cosine, "in_float": outcome.in_float}
+    return {"cosine": cosine, "overlap": round(outcome.overlap, 4), "in_float": outcome.in_float}
 
 
 def scales_of(outcome: Outcome, wanted: Quantisation) -> Scales:

@@ -15,8 +15,11 @@ import numpy as np
 import onnx
 
 from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import ConfigError, FeatureError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
+from paddle_recomp.vlm.front_end import pad_words
+from paddle_recomp.vlm.loading import language_side
 
 from .errors import ExportError
 from .samples import calibration_pictures, calibration_questions
@@ -25,6 +28,7 @@ from .scales import Range, Scales
 KINDS = ("dynamic", "static")
 RANGE_METHODS = ("minmax", "entropy", "percentile")
 TARGET_COSINE = 0.999
+TARGET_OVERLAP = 0.85
 
 _PERCENTILE = 99.999
 _BINS = {"entropy": (512, 256), "percentile": (2048, 256)}
@@ -48,6 +52,8 @@ class Quantisation:
     """A file with one question a line; None: those of the shipped pictures."""
     target_cosine: float = TARGET_COSINE
     """Mean cosine to fp32 that every output keeps on these pictures and questions."""
+    target_overlap: float = TARGET_OVERLAP
+    """Mean overlap of the patches kept with those that fp32 keeps of these pictures."""
     scales: Scales | None = None
     """The scales of an earlier export, which are used unchanged."""
 
@@ -70,6 +76,8 @@ class Quantisation:
             )
         if not 0 < self.target_cosine <= 1:
             raise ConfigError(f"target cosine is {self.target_cosine}; expected above 0, up to 1")
+        if not 0 <= self.target_overlap <= 1:
+            raise ConfigError(f"target overlap is {self.target_overlap}; expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,9 @@ class Samples:
     """Feeds of the graphs: pixel_values [1, 3, S, S] for vision, question_ids [1, L] for text."""
     description: Mapping[str, Any]
     """Counts and checksums, for recomp.json."""
+    words: Sequence[Arrays] = ()
+    """word_embeds [1, W, D] and word_mask [1, W] of each question, where the compressor reads
+    them."""
 
 
 def load_samples(
@@ -105,6 +116,15 @@ def load_samples(
             "questions": {"count": len(questions), "sha256": asked.hexdigest()},
         },
     )
+
+
+def words_of(checkpoint: Checkpoint, questions: Sequence[str]) -> Arrays:
+    """word_embeds [B, W, D] and word_mask [B, W] of questions, for compressors that read them."""
+    tokenizer, _ = language_side(checkpoint)
+    table = checkpoint.parameter("language_model", "embed_tokens.weight")
+    ids = [tokenizer.encode_words(question) for question in questions]
+    embeds, mask = pad_words([table[one].astype(np.float32) for one in ids])
+    return {"word_embeds": embeds, "word_mask": mask}
 
 
 def outputs_of(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Arrays]) -> list[Arrays]:

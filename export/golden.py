@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from paddle_recomp.backends.onnx import OnnxBackend
-from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle import MANIFEST, Bundle
 from paddle_recomp.bundle.contract import VISION_OUTPUTS
 from paddle_recomp.bundle.golden import CASES, Limits
 from paddle_recomp.config import TokenBudget
@@ -40,6 +40,8 @@ def record(bundle: Bundle, cosine: float | None) -> dict[str, str]:
     is the least that INT8 towers keep to float.
 
     Raises: BundleError, FeatureError."""
+    # recomp.json is written once more, with the name of the cases in it.
+    recorded_from = {k: v for k, v in bundle.sums.expected.items() if k != MANIFEST}
     folder = bundle.folder / Path(CASES).parent
     folder.mkdir()
     pictures = {name: folder / f"{name}.png" for name in ("scene", "tall")}
@@ -77,6 +79,7 @@ def record(bundle: Bundle, cosine: float | None) -> dict[str, str]:
             "onnxruntime": metadata.version("onnxruntime"),
             "machine": platform.machine(),
         },
+        "recorded_from": recorded_from,
         "limits": asdict(limits_of(bundle, cosine)),
         "cases": cases,
     }

@@ -141,6 +141,7 @@ def describe_quantisation(wanted: Quantisation, samples: Samples) -> dict[str, A
         "weights": "int8 per channel",
         "calibration": wanted.calibration if wanted.kind == "static" else None,
         "target_cosine": wanted.target_cosine,
+        "target_overlap": wanted.target_overlap,
         **samples.description,
     }
 

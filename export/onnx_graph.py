@@ -129,6 +129,11 @@ class OnnxGraph:
         return outputs
 
 
+def node_bytes(node: NodeProto) -> bytes:
+    """A node as bytes, which are equal where nodes are."""
+    return node.SerializeToString(deterministic=True)
+
+
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with its large constants as inputs. ONNX's checker and its shape inference
     copy a model several times, and no shape depends on the values of a weight."""

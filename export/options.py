@@ -43,6 +43,12 @@ class QuantisationOptions:
     target_cosine: Annotated[
         float | None, typer.Option("--target-cosine", help="What int8 must keep; default 0.999.")
     ] = None
+    target_overlap: Annotated[
+        float | None,
+        typer.Option(
+            "--target-overlap", help="Share of the patches kept that int8 must keep; default 0.85."
+        ),
+    ] = None
     scales: Annotated[
         Path | None,
         typer.Option("--scales", help="scales.json of an earlier int8 export, to take its ranges."),
@@ -61,6 +67,7 @@ class QuantisationOptions:
             "pictures": self.pictures,
             "questions": self.questions,
             "target_cosine": self.target_cosine,
+            "target_overlap": self.target_overlap,
         }
         chosen = {key: value for key, value in given.items() if value is not None}
         if self.scales is not None:

@@ -1,9 +1,11 @@
-"""Real pictures and questions to compare on."""
+"""The pictures and questions of an export: those that calibrate INT8, and those that evaluate it.
+No picture, no part of one and no question is among both."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 from paddle_recomp.errors import ConfigError, ImageNotFoundError, MissingDependencyError
 from paddle_recomp.preprocess import load_image
 
-QUESTIONS = (
+CALIBRATION_QUESTIONS = (
     "what is in the picture?",
     "what color is the largest object?",
     "where is the circle?",
@@ -22,29 +24,74 @@ QUESTIONS = (
     "what does the text say?",
     "what is in the background?",
 )
+"""They calibrate together with the questions of the shipped pictures."""
+EVALUATION_QUESTIONS = (
+    "what digit is green?",
+    "what is the animal doing?",
+    "where is the heart?",
+    "what color is the star?",
+    "what is next to the cup?",
+    "what shape is orange?",
+    "how many people can you see?",
+    "is it day or night?",
+)
+CALIBRATION_PHOTOS = (
+    "astronaut",
+    "coffee",
+    "chelsea",
+    "rocket",
+    "hubble_deep_field",
+    "retina",
+    "coins",
+)
+"""Pictures that scikit-image has in its package, without a download."""
+EVALUATION_PHOTOS = (
+    "brick",
+    "camera",
+    "cell",
+    "clock_motion",
+    "grass",
+    "gravel",
+    "horse",
+    "ihc",
+    "moon",
+    "motorcycle_left",
+    "page",
+    "text",
+)
+"""Others of them."""
 
 MOST_PICTURES = 32
 """The most pictures for calibration, because the float outputs of all of them are held in
 memory."""
-_PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "coins")
-"""Pictures that scikit-image has in its package, without a download."""
 
 
 def load_pictures(folder: Path | None, count: int) -> list[Image.Image]:
-    """The first pictures of a folder; by default those of the demo, or else of scikit-image.
-    Where there are fewer than `count`, they come again.
+    """The first pictures of a folder; by default those that evaluate. Where there are fewer than
+    `count`, they come again.
 
-    Raises: ImageNotFoundError when the folder has none; ImageError; MissingDependencyError."""
-    pictures = _from_folder(_shipped()) or _photos() if folder is None else _from_folder(folder)
+    Raises: ImageNotFoundError when the folder has none; ImageError."""
+    pictures = evaluation_pictures() if folder is None else _from_folder(folder)
     if not pictures:
         raise ImageNotFoundError(f"there is no picture in {folder}")
     return [pictures[i % len(pictures)] for i in range(count)]
 
 
 def load_questions(count: int) -> list[str]:
-    """Different questions, first the demo's own."""
-    questions = list(dict.fromkeys([*_own_questions()[: count // 2], *QUESTIONS]))
-    return [questions[i % len(questions)] for i in range(count)]
+    """The first of EVALUATION_QUESTIONS, and where they are too few, all over again."""
+    return [EVALUATION_QUESTIONS[i % len(EVALUATION_QUESTIONS)] for i in range(count)]
+
+
+def evaluation_pictures() -> list[Image.Image]:
+    """Scenes of the demo's world, which are none of those that ship with the library.
+
+    Raises: ImageError."""
+    return _from_folder(Path(__file__).parent / "pictures")
+
+
+def evaluation_photos() -> list[Image.Image]:
+    """Photographs of scikit-image. Raises: MissingDependencyError, ImageError."""
+    return _photos(EVALUATION_PHOTOS)
 
 
 def calibration_pictures(folder: Path | None) -> list[Image.Image]:
@@ -55,7 +102,7 @@ def calibration_pictures(folder: Path | None) -> list[Image.Image]:
     if folder is None:
         pictures = _from_folder(_shipped())
         with contextlib.suppress(MissingDependencyError):
-            pictures += _photos()
+            pictures += _photos(CALIBRATION_PHOTOS)
     else:
         pictures = _from_folder(folder, MOST_PICTURES)
     if not pictures:
@@ -64,11 +111,12 @@ def calibration_pictures(folder: Path | None) -> list[Image.Image]:
 
 
 def calibration_questions(path: Path | None) -> list[str]:
-    """Different questions, one a line of a file; by default the shipped ones and QUESTIONS.
+    """Different questions, one a line of a file; by default the shipped ones
+    and CALIBRATION_QUESTIONS.
 
     Raises: ConfigError when the file cannot be read or has none."""
     if path is None:
-        return list(dict.fromkeys([*_own_questions(), *QUESTIONS]))
+        return list(dict.fromkeys([*_own_questions(), *CALIBRATION_QUESTIONS]))
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -103,14 +151,14 @@ def _from_folder(folder: Path, most: int = 16) -> list[Image.Image]:
     return [load_image(path) for path in paths[:most]]
 
 
-def _photos() -> list[Image.Image]:
+def _photos(names: Sequence[str]) -> list[Image.Image]:
     try:
         import skimage
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "there are no pictures to compare on: name a folder of some (--images DIR), or "
-            "pip install scikit-image, which brings some"
+            "the photographs are those of scikit-image: pip install scikit-image, or name a "
+            "folder of others (--images DIR)"
         ) from error
     folder = Path(skimage.__file__).parent / "data"
-    found = (path for name in _PHOTOS for path in sorted(folder.glob(f"{name}.*")))
+    found = (path for name in names for path in sorted(folder.glob(f"{name}.*")))
     return [load_image(path) for path in found]

@@ -4,19 +4,19 @@ the manifest."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.bundle.contract import Graph
+from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, SCORES, Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.loading import image_processor
 
 from .accuracy import Outcome, describe_outcome, quantise_towers, scales_of
-from .calibration import Quantisation, Samples, load_samples
+from .calibration import Quantisation, Samples, load_samples, words_of
 from .convert import Job, convert
 from .decoder.write import describe_decoder, write_decoder
 from .fuse import fuse
@@ -34,6 +34,7 @@ from .manifest import (
 )
 from .paddle_int8 import quantise_for_paddle
 from .plan import ExportPlan
+from .samples import calibration_questions
 from .scales import SCALES, write_scales
 from .shapes import TRACED
 
@@ -106,6 +107,10 @@ def read_samples(work: Work) -> None:
     positions = work.checkpoint.spec.text.max_positions
     processor = image_processor(work.checkpoint)
     work.samples = load_samples(work.quantisation, processor, tokenizer, positions)
+    if {*FROM_THE_LANGUAGE_MODEL} & {*work.plan.signatures["compress"].inputs}:
+        asked = calibration_questions(work.quantisation.questions)
+        words = [words_of(work.checkpoint, [question]) for question in asked]
+        work.samples = replace(work.samples, words=words)
     if work.plan.precision == "int8":
         work.manifest["quantisation"] = describe_quantisation(work.quantisation, work.samples)
 
@@ -177,7 +182,9 @@ def record_golden(work: Work) -> None:
     """The golden cases, recorded from the bundle as it stands."""
     write_manifest(work.folder, work.manifest)
     quantised = work.manifest.get("quantised")
-    cosine = None if quantised is None else min(quantised["cosine"].values())
+    # Scores are single vectors, which scatter more than the mean of many.
+    vectors = [] if quantised is None else [*quantised["cosine"].items()]
+    cosine = min((value for name, value in vectors if name not in SCORES), default=None)
     work.manifest["golden"] = record(open_bundle(work.folder), cosine)
 
 

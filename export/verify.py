@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from paddle_recomp.backends.base import Backend, run_pipeline
 from paddle_recomp.backends.eager import EagerBackend
@@ -17,22 +18,22 @@ from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_difference
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
 from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.front_end import pad_words
-from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor, language_side
+from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor
 
+from .calibration import words_of
+from .choices import budgets, compare_kept
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
 from .facts import compare_facts
+from .parity import sample_inputs
 from .samples import load_pictures, load_questions
 from .shapes import TRACED
+from .stored import InFloat, compare_stored
 
 BATCHES = (1, 3, 8)
-_SCATTER = 0.2
-"""More than three times the scatter of single pictures' overlap around its mean."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -49,14 +50,37 @@ class Tolerance:
     """Mean cosine of the vectors that INT8 and bfloat16 compute, in place of their difference."""
     overlap: float | None = None
     """Mean intersection over union of the tokens kept, in place of their agreement; the mean of a
-    batch may be lower by _SCATTER / √batch."""
+    batch may be lower by `scatter` / √batch."""
+    scatter: float = 0.2
+    """More than three times the scatter of single pictures' overlap around its mean."""
 
 
+_NOISE = 2e-5
+"""Ten times what two libraries differed by in float32, with 6 layers and with 24."""
 TOLERANCES = {
-    "fp32": Tolerance(difference=1e-4, agreement=0.99),
-    "int8": Tolerance(difference=1e-4, agreement=0.99, cosine=0.998, overlap=0.9),
-    "bf16": Tolerance(difference=1e-4, agreement=0.99, cosine=0.9998, overlap=0.9),
+    "fp32": Tolerance(difference=_NOISE, agreement=0.99),
+    "int8": Tolerance(difference=_NOISE, agreement=0.99, cosine=0.998, overlap=0.9),
+    "bf16": Tolerance(difference=_NOISE, agreement=0.99, cosine=0.9998, overlap=0.9),
+    # Its last two layers, which decide, are in float32.
+    "paddle bf16": Tolerance(
+        difference=_NOISE, agreement=0.99, cosine=0.9999, overlap=0.97, scatter=0.1
+    ),
 }
+"""By precision, and by runtime and precision where that keeps more."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a checkpoint gives on the inputs of a comparison."""
+
+    checkpoint: Checkpoint
+    pictures: tuple[list[Image.Image], ...]
+    questions: tuple[list[str], ...]
+    expected: Mapping[str, Sequence[Arrays]]
+    """By compressor the inputs and outputs of all graphs: for each batch of pictures, and for
+    noise, which comes last and reaches what no picture does."""
+    noise: Mapping[str, Arrays]
+    """The same of each compressor on features of noise."""
 
 
 def verify_bundle(
@@ -66,7 +90,8 @@ def verify_bundle(
     images: Path | None = None,
     template: str | None = None,
 ) -> list[Comparison]:
-    """Runs both on the same pictures and questions, each image with another budget.
+    """Compares what a bundle stores, and runs both on the same pictures and questions, each image
+    with another budget.
 
     Raises: BundleError, CheckpointError, VerificationError when the bundle belongs to another
     checkpoint; FeatureError for NaN or infinity."""
@@ -74,54 +99,91 @@ def verify_bundle(
     bundle.verify()
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
-    prepare = [image_processor(checkpoint), bundle.image_processor]
-    tokenizers = [ClipTokenizer.from_folder(checkpoint.clip_dir), bundle.clip_tokenizer()]
-    length = checkpoint.spec.text.max_positions
-    given, rows = dict[int, Arrays](), list[Comparison]()
-    for batch in BATCHES:
-        pictures, questions = load_pictures(images, batch), load_questions(batch)
-        pixels, other_pixels = (processor(pictures) for processor in prepare)
-        ids, other_ids = (tokenizer.encode(questions, length)[0] for tokenizer in tokenizers)
-        rows.append(_difference(batch, "inputs", "pixel_values", pixels, other_pixels, 0.0))
-        rows.append(_agreement(batch, "inputs", "question_ids", ids, other_ids, 1.0))
-        given[batch] = {
-            "pixel_values": pixels,
-            "question_ids": ids,
-            "token_bounds": budgets(batch, bundle.num_patches),
-            **_words(checkpoint, questions),
+    return list(compare_bundle(bundle, reference_of(bundle, checkpoint, images)))
+
+
+def reference_of(bundle: Bundle, checkpoint: Checkpoint, images: Path | None = None) -> Reference:
+    """Runs a checkpoint in eager Paddle, as the bundle's algorithms say.
+
+    Raises: CheckpointError, ImageError, FeatureError."""
+    pictures = tuple(load_pictures(images, batch) for batch in BATCHES)
+    questions = tuple(load_questions(batch) for batch in BATCHES)
+    prepare = image_processor(checkpoint)
+    tokenizer, spec = ClipTokenizer.from_folder(checkpoint.clip_dir), checkpoint.spec
+    given: list[Arrays] = [
+        {
+            "pixel_values": prepare(seen),
+            "question_ids": tokenizer.encode(asked, spec.text.max_positions)[0],
+            "token_bounds": budgets(len(seen), bundle.num_patches),
+            **words_of(checkpoint, asked),
         }
-    rows += compare_facts(bundle, checkpoint)
+        for seen, asked in zip(pictures, questions, strict=True)
+    ]
+    given.append(sample_inputs(list(given[0]), spec))
+    expected, noise = dict[str, Sequence[Arrays]](), dict[str, Arrays]()
     for name in bundle.compressors:
-        rows += _compare_graphs(bundle.choose(name), checkpoint, given.values())
+        chosen = bundle.choose(name)
+        eager = EagerBackend(checkpoint, config_of(chosen))
+        expected[name] = [run_pipeline(eager, inputs) for inputs in given]
+        drawn = sample_inputs(chosen.graphs["compress"].inputs, spec)
+        noise[name] = drawn | eager.run("compress", drawn)
+    return Reference(checkpoint, pictures, questions, expected, noise)
+
+
+def compare_bundle(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
+    """Everything of a bundle that its checkpoint decides, first what is copied.
+
+    Raises: BundleError, CheckpointError, FeatureError."""
+    yield from compare_facts(bundle, reference.checkpoint)
+    yield from compare_stored(bundle, reference.checkpoint)
+    yield from compare_computed(bundle, reference)
+
+
+def compare_computed(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
+    """What comes of the same pictures and questions.
+
+    Raises: as `compare_bundle`."""
+    yield from _compare_inputs(bundle, reference)
+    for name in bundle.compressors:
+        yield from _compare_graphs(bundle.choose(name), reference)
     if bundle.decoder is not None:
-        row = _compare_decoder(checkpoint, bundle.folder, bundle.decoder.precision)
-        rows.append(replace(row, runtime=f"onnx {bundle.decoder.precision}"))
-    return rows
+        row = _compare_decoder(reference.checkpoint, bundle.folder, bundle.decoder.precision)
+        yield replace(row, runtime=f"onnx {bundle.decoder.precision}")
 
 
-def _words(checkpoint: Checkpoint, questions: Sequence[str]) -> Arrays:
-    """word_embeds [B, W, D] and word_mask [B, W] of questions, for compressors that read them."""
-    tokenizer, _ = language_side(checkpoint)
-    table = checkpoint.parameter("language_model", "embed_tokens.weight")
-    ids = [tokenizer.encode_words(question) for question in questions]
-    embeds, mask = pad_words([table[one].astype(np.float32) for one in ids])
-    return {"word_embeds": embeds, "word_mask": mask}
+def _compare_inputs(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
+    tokenizer, length = bundle.clip_tokenizer(), bundle.question_positions
+    expected = reference.expected[bundle.compressor]
+    for pictures, questions, wanted in zip(
+        reference.pictures, reference.questions, expected, strict=False
+    ):
+        batch, ids = len(pictures), tokenizer.encode(questions, length)[0]
+        pixels = bundle.image_processor(pictures)
+        yield _difference(batch, "inputs", "pixel_values", wanted["pixel_values"], pixels, 0.0)
+        yield _agreement(batch, "inputs", "question_ids", wanted["question_ids"], ids, 1.0)
 
 
-def _compare_graphs(
-    bundle: Bundle, checkpoint: Checkpoint, batches: Iterable[Arrays]
-) -> Iterator[Comparison]:
+def _compare_graphs(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
     """The graphs of a bundle with the compress graph that is chosen, in every runtime. One that is
     not the default has its name behind its stages."""
-    eager, backends = EagerBackend(checkpoint, config_of(bundle)), list(runtimes(bundle))
+    checkpoint, name = reference.checkpoint, bundle.compressor
+    backends = [(f"{kind} {bits}", bits, backend) for kind, bits, backend in runtimes(bundle)]
+    if bundle.precision != "fp32":
+        backends.append(("in float", "fp32", InFloat(bundle, checkpoint)))
     stage = "encoder" if "encoder" in bundle.graphs else "pipeline"
-    default = bundle.compressor == next(iter(bundle.compressors))
-    for inputs in batches:
-        expected = run_pipeline(eager, inputs)
-        for name, precision, backend in backends:
-            for row in compare_with(expected, backend, precision, stage):
-                place = row.stage if default else f"{row.stage} ({bundle.compressor})"
-                yield replace(row, runtime=f"{name} {precision}", stage=place)
+    default = name == next(iter(bundle.compressors))
+    *seen, noise = reference.expected[name]
+    for runtime, precision, backend in backends:
+        limits = TOLERANCES.get(runtime, TOLERANCES[precision])
+        # Noise is nothing that INT8 was calibrated for.
+        batches = (*seen, noise) if limits.cosine is None else seen
+        rows = [row for one in batches for row in compare_with(one, backend, limits, stage)]
+        drawn = dict(reference.noise[name])
+        batch, found = len(drawn["token_bounds"]), backend.run("compress", drawn)
+        rows += _compare_tokens(batch, "noise", drawn, found, 1.0, limits.difference)
+        for row in rows:
+            place = row.stage if default else f"{row.stage} ({name})"
+            yield replace(row, runtime=runtime, stage=place)
 
 
 def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, str, Backend]]:
@@ -148,11 +210,11 @@ def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, 
 
 
 def compare_with(
-    expected: Arrays, other: Backend, precision: str, stage: str
+    expected: Arrays, other: Backend, limits: Tolerance, stage: str
 ) -> Iterator[Comparison]:
     """Compares each graph by itself on the reference's inputs, then all of them together on their
     own. `expected` is the reference's result of `run_pipeline`."""
-    batch, limits = len(expected["pixel_values"]), TOLERANCES[precision]
+    batch = len(expected["pixel_values"])
     for graph in TRACED:
         found = other.run(graph, expected)
         if graph == "compress":
@@ -167,43 +229,11 @@ def compare_with(
     whole = other.run("encoder", {name: expected[name] for name in given})
     if limits.cosine is not None and limits.overlap is not None:
         overlap, cosine = compare_kept(expected, whole)
-        least = round(limits.overlap - _SCATTER / batch**0.5, 3)
+        least = round(limits.overlap - limits.scatter / batch**0.5, 3)
         yield Comparison(batch, stage, "token_index", "overlap", overlap, least)
         yield Comparison(batch, stage, "visual_embeds", "cosine", cosine, limits.cosine)
         return
     yield from _compare_tokens(batch, stage, expected, whole, limits.agreement, limits.difference)
-
-
-def budgets(batch: int, size: int) -> np.ndarray:
-    """Bounds [B, 2], in turn: the filter's own number, a cap, an exact number, everything."""
-    choices = [
-        TokenBudget(),
-        TokenBudget(max_tokens=max(size // 8, 1)),
-        TokenBudget(tokens=max(size // 4, 1)),
-        TokenBudget(full=True),
-    ]
-    bounds = [choices[i % len(choices)].bounds(size)[0] for i in range(batch)]
-    return np.array(bounds, dtype=np.int64)
-
-
-def compare_kept(expected: Arrays, found: Arrays) -> tuple[float, float]:
-    """Mean overlap of the single patches that each image keeps, and mean cosine of the embeddings
-    of patches that both keep; 0 where they share none."""
-    overlaps, ours, theirs = [], [], []
-    for image in range(len(expected["token_count"])):
-        first, second = (_kept(array, image) for array in (expected, found))
-        both = sorted(first.keys() & second.keys())
-        overlaps.append(len(both) / max(len(first.keys() | second.keys()), 1))
-        ours += [expected["visual_embeds"][image, first[patch]] for patch in both]
-        theirs += [found["visual_embeds"][image, second[patch]] for patch in both]
-    cosine = mean_cosine(np.stack(ours), np.stack(theirs)) if ours else 0.0
-    return float(np.mean(overlaps)), cosine
-
-
-def _kept(arrays: Arrays, image: int) -> dict[int, int]:
-    """Patch -> row, of the tokens that are one patch."""
-    rows = np.flatnonzero(arrays["token_index"][image] >= 0)
-    return {int(arrays["token_index"][image, row]): int(row) for row in rows}
 
 
 def _compare_floats(

@@ -15,11 +15,10 @@ from rich.progress import Progress
 
 from benchmarks.comparing import budgets_for, kept_alike
 from benchmarks.held_out import draw_items
-from benchmarks.int8_answers import compare, paired_interval
-from benchmarks.int8_tokens import PHOTOS
+from benchmarks.int8_answers import compare, paired_interval, uncalibrated
 from benchmarks.random_checkpoint import SHAPES, SHARD_BYTES, spec_of, write_checkpoint
 from benchmarks.whole_models import GAINS, in_own_process, markdown
-from export.samples import _PHOTOS
+from export.samples import calibration_questions
 from paddle_recomp.checkpoint import PARTS, ModelSpec, open_checkpoint
 from paddle_recomp.commands.bench import COLUMNS as BENCH_COLUMNS
 from paddle_recomp.config import TokenBudget
@@ -75,8 +74,10 @@ def test_budgets_are_shares_of_the_patches() -> None:
     }
 
 
-def test_no_photograph_is_calibrated_on() -> None:
-    assert not set(PHOTOS) & set(_PHOTOS)
+def test_no_question_of_the_answers_is_calibrated_on() -> None:
+    asked = {item.question.question for item in uncalibrated(draw_items(20))}
+    assert len(asked) > 20
+    assert not asked & set(calibration_questions(None))
 
 
 def test_an_interval_holds_the_mean_and_knows_what_errs_together() -> None:

@@ -16,11 +16,13 @@ from paddle_recomp.checkpoint import Checkpoint, LanguageModelSpec
 
 from ..convert import OPSET
 from .external import external_data
-from .products import GraphWriter, Matrix, Precision, Product
+from .products import GraphWriter, Matrix, Precision, Product, Tensors
 from .rope import rope_tables
 
 _HEAD_MULTIPLE = 16
 """GroupQueryAttention needs a head whose width is a multiple of this."""
+ROPE = ("rope.cos", "rope.sin")
+"""The names of the tables of rotary positions."""
 _MICROSOFT = "com.microsoft"
 
 
@@ -128,7 +130,7 @@ class _Builder:
         window = {} if spec.sliding_window is None else {"local_window_size": spec.sliding_window}
         return self.graph.node(
             "GroupQueryAttention",
-            [packed, "", "", *past, "last_positions", "total_positions", "rope.cos", "rope.sin"],
+            [packed, "", "", *past, "last_positions", "total_positions", *ROPE],
             [f"{layer}.heads", *present],
             _MICROSOFT,
             num_heads=spec.num_heads,
@@ -158,9 +160,7 @@ class _Builder:
         """Writes the whole graph."""
         spec, graph = self.spec, self.graph
         self.positions()
-        for name, table in zip(
-            ("rope.cos", "rope.sin"), rope_tables(spec, self.width), strict=True
-        ):
+        for name, table in zip(ROPE, rope_tables(spec, self.width), strict=True):
             graph.data.add(name, table)
         residual = "inputs_embeds"
         value = self.first_norm(
@@ -228,6 +228,15 @@ def decoder_outputs(spec: LanguageModelSpec) -> dict[str, tuple[str, list[int | 
     }
 
 
+def build_graph(
+    checkpoint: Checkpoint, precision: Precision, tensors: Tensors
+) -> list[onnx.NodeProto]:
+    """The nodes of the graph; `tensors` is given every tensor, one at a time."""
+    graph = GraphWriter(tensors)
+    _Builder(checkpoint, graph, precision).build()
+    return graph.nodes
+
+
 def write_graph(
     checkpoint: Checkpoint,
     path: Path,
@@ -238,10 +247,9 @@ def write_graph(
     time."""
     spec = checkpoint.spec.language
     with external_data(path.with_name(f"{path.name}.data")) as data:
-        graph = GraphWriter(data)
-        _Builder(checkpoint, graph, precision).build()
+        nodes = build_graph(checkpoint, precision, data)
     proto = helper.make_graph(
-        graph.nodes,
+        nodes,
         "recomp",
         [_value(name, *about) for name, about in decoder_inputs(spec).items()],
         [_value(name, *about) for name, about in decoder_outputs(spec).items()],

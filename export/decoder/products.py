@@ -11,18 +11,25 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from ..quantise import dynamic, eight_bits
-from .external import ExternalData
 
 _CHUNK = 1 << 22
 """So many elements of a weight are in memory as float32 at one time, or a single row if that has
 more."""
 
 
+class Tensors(Protocol):
+    """Whatever takes the tensors of a graph, one by one."""
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        """Takes an array under a name, which is returned."""
+        ...
+
+
 @dataclass
 class GraphWriter:
-    """Nodes in the order in which they run, and the file of their weights."""
+    """Nodes in the order in which they run, and what takes their weights."""
 
-    data: ExternalData
+    data: Tensors
     nodes: list[NodeProto] = field(default_factory=list)
 
     def node(

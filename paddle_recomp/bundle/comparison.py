@@ -18,8 +18,8 @@ class Comparison:
     name: str
     """The array."""
     measure: str
-    """`difference`, where less is better, or `agreement`, `cosine`, `overlap` or `answers`, where
-    more is."""
+    """`difference` or `length`, where less is better, or `agreement`, `cosine`, `overlap` or
+    `answers`, where more is."""
     value: float
     limit: float
     case: str = ""
@@ -30,7 +30,7 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether the limit is kept; NaN never is."""
-        if self.measure == "difference":
+        if self.measure in ("difference", "length"):
             return self.value <= self.limit
         return self.value >= self.limit
 
@@ -50,3 +50,11 @@ def mean_cosine(expected: np.ndarray, found: np.ndarray) -> float:
     cosine = (ours * theirs).sum(axis=-1) / np.where(lengths > 0, lengths, 1)
     same = (ours == theirs).all(axis=-1)
     return float(np.where((lengths == 0) & same, 1.0, cosine).mean())
+
+
+def length_difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """[..., C] and [..., C] -> the difference of the sums of their vectors' lengths, as a share of
+    the first sum."""
+    vectors = (one.astype("float64") for one in (expected, found))
+    ours, theirs = (np.linalg.norm(one, axis=-1).sum() for one in vectors)
+    return float(abs(theirs - ours) / max(ours, 1e-12))

@@ -52,6 +52,8 @@ ARRAYS: dict[str, Array] = {
 
 VISION_OUTPUTS = ("features", "keys", "visual_score", "patch_embeds", "layer_score")
 """Everything that a vision graph may give; it gives what its compress graphs take."""
+SCORES = ("visual_score", "layer_score")
+"""Those of them that are one number for a patch, by which compressors choose."""
 TOKENS = (
     "visual_embeds",
     "token_count",

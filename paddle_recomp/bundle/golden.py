@@ -72,6 +72,8 @@ class Golden:
     limits: Limits
     cases: tuple[GoldenCase, ...]
     recorded_by: Mapping[str, Any]
+    recorded_from: Mapping[str, str]
+    """The sha256 of each file when the cases were recorded; empty where it was not kept."""
 
     def exact(self) -> Golden:
         """The same with the limits of fp32, whatever the precision is: what a machine keeps to that
@@ -90,6 +92,7 @@ def read_golden(bundle: Bundle) -> Golden:
         limits=Limits(**{name: content["limits"][name] for name in Limits.__annotations__}),
         cases=tuple(_case(bundle, about) for about in content["cases"]),
         recorded_by=content.get("recorded_by", {}),
+        recorded_from=content.get("recorded_from", {}),
     )
 
 

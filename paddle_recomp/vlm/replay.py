@@ -12,8 +12,13 @@ import numpy as np
 
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import Bundle
-from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_difference
-from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL
+from paddle_recomp.bundle.comparison import (
+    Comparison,
+    length_difference,
+    mean_cosine,
+    relative_difference,
+)
+from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, SCORES
 from paddle_recomp.bundle.golden import Golden, GoldenAnswer, GoldenCase, Limits
 from paddle_recomp.config import GenerationConfig
 from paddle_recomp.errors import BundleError
@@ -128,6 +133,7 @@ def replay_cases(player: Player, golden: Golden) -> Iterator[Comparison]:
     """Each case twice: step by step on what was recorded, and the whole way from the picture.
 
     Raises: as `Player.play`."""
+    yield from _compare_files(player.bundle, golden.recorded_from)
     limits = golden.limits
     overlaps = {WHOLE: list[float](), "encoder": list[float]()}
     right = {"answer": list[bool](), WHOLE: list[bool]()}
@@ -158,6 +164,16 @@ def replay_cases(player: Player, golden: Golden) -> Iterator[Comparison]:
             yield Comparison(len(texts), step, "text", "answers", share, limits.answers)
 
 
+def _compare_files(bundle: Bundle, recorded: Mapping[str, str]) -> Iterator[Comparison]:
+    """Whether the bundle is the one that was recorded: rows of a table that no case reads, and what
+    INT8 rounds away, show nowhere else."""
+    for name, digest in recorded.items():
+        same = bundle.sums.expected.get(name) == digest
+        if same:
+            bundle.verified(name)
+        yield Comparison(1, "files", name, "agreement", float(same), 1.0)
+
+
 def _compare_steps(
     case: GoldenCase, played: Played, bundle: Bundle, limits: Limits
 ) -> Iterator[Comparison]:
@@ -174,6 +190,11 @@ def _compare_steps(
         if name == "logits":
             step, least = "decoder", limits.logits_cosine
         yield _compare(case.name, step, name, expected, found, limits.difference, least)
+        if least is not None and name in outputs and name not in SCORES:
+            # What two processors round differently lies across a vector as much as along it.
+            most = (2 * (1 - least)) ** 0.5
+            value = length_difference(expected, found) if expected.shape == found.shape else np.inf
+            yield Comparison(1, step, name, "length", value, most, case.name)
     if case.prompt != played.prompt:
         yield Comparison(1, "prompt", "text", "agreement", 0.0, 1.0, case.name)
 

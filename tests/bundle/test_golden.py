@@ -61,7 +61,8 @@ def test_a_right_bundle_passes(folder: Path) -> None:
     found: dict[str, set[str]] = {}
     for row in rows:
         found.setdefault(row.stage, set()).add(row.name)
-    pipeline = found.pop("pipeline")
+    pipeline, files = found.pop("pipeline"), found.pop("files", set())
+    assert files <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert found == EXPECTED
     assert pipeline == (
         {"text", *EXPECTED["compress"]} if folder == KEPT else {"text", "token_index"}
@@ -181,6 +182,69 @@ def test_an_altered_decoder_in_int8_fails(
 def test_an_altered_compressor_fails_in_int8_as_in_fp32(int8_copy: Path) -> None:
     alter(int8_copy, "compress.onnx", "projector.linear_1.weight", negate_one)
     assert ("compress", "visual_embeds") in broken(int8_copy)
+
+
+def keep_sums(folder: Path) -> None:
+    """Writes into the cases what an export writes: of which files they were recorded."""
+    sums = open_bundle(folder).sums.expected
+    kept = {k: v for k, v in sums.items() if k != "recomp.json" and not k.startswith("golden/")}
+    change(folder, lambda content: content.update(recorded_from=kept), CASES)
+
+
+def zero_row(array: Any) -> None:
+    """A row that no question uses."""
+    array[700] = 0
+
+
+UNUSED = [
+    ("text.onnx", "text_tower.embeddings.token_embedding.weight.int8", zero_row),
+    *((file, weight, edit) for file, weight, edit, everywhere in INT8 if not everywhere),
+    ("decoder.onnx", "lm_head.weight.int8", negate_one),
+]
+
+
+@pytest.mark.parametrize(("file", "weight", "edit"), UNUSED)
+def test_what_no_case_shows_is_another_file_than_was_recorded(
+    file: str, weight: str, edit: Callable[[Any], None], int8_copy: Path
+) -> None:
+    """On any processor, and without `--exact`."""
+    keep_sums(int8_copy)
+    assert broken(int8_copy) == set()
+    alter(int8_copy, file, weight, edit)
+    assert {stage for stage, _ in broken(int8_copy)} == {"files"}
+
+
+def test_a_row_of_words_that_no_case_reads_is_another_file(copy: Path) -> None:
+    keep_sums(copy)
+    table = np.load(copy / "embed_tokens.npy")
+    table[-1] = 0
+    np.save(copy / "embed_tokens.npy", table)
+    write_checksums(copy)
+    assert broken(copy) == {("files", "embed_tokens.npy")}
+    (copy / "text.onnx").unlink()
+    write_checksums(copy)
+    with pytest.raises(BundleError, match=r"text\.onnx"):
+        replay(copy)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_change_of_scale_in_int8_is_seen(factor: float, int8_copy: Path) -> None:
+    """A cosine does not see it."""
+
+    def scaled(array: Any) -> None:
+        array *= factor
+
+    for file, weight, name in (
+        ("vision.onnx", f"{PATCHES}.scale", "patch_embeds"),
+        ("text.onnx", f"{TEXTS}.scale", "text_embeds"),
+    ):
+        before = (int8_copy / file).read_bytes()
+        alter(int8_copy, file, weight, scaled)
+        found = {(row.name, row.measure) for row in replay(int8_copy) if not row.passed}
+        assert (name, "length") in found
+        assert (name, "cosine") not in found
+        (int8_copy / file).write_bytes(before)
+        write_checksums(int8_copy)
 
 
 def add_fused(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.verify import budgets
+from export.choices import budgets
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.backends.eager import EagerBackend
 from paddle_recomp.backends.onnx import OnnxBackend

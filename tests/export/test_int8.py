@@ -20,8 +20,9 @@ from onnx import numpy_helper
 from export.__main__ import main
 from export.build import export_bundle
 from export.calibration import Quantisation
+from export.choices import compare_kept
 from export.scales import SCALES, read_scales
-from export.verify import compare_kept, verify_bundle
+from export.verify import verify_bundle
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle, write_checksums
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.vlm.demo import demo_bundle_folder, demo_pictures
