@@ -138,14 +138,14 @@ def _asked(template: ChatTemplate, turn: Turn) -> Prompt:
 def spoken(template: ChatTemplate, turns: Sequence[Turn]) -> Prompt:
     """A conversation up to the last word of its last answer, where the language model stopped. The
     template's text behind the answer is left out, and so is white space at the end, even the space
-    in front of an empty answer.
+    in front of an empty answer; but not that of `after_question`, behind which the answer began.
 
     Raises: as `render`; QuestionError when the last turn has no answer."""
     prompt = render(template, [*turns[:-1], replace(turns[-1], answer=None)])
     answer = turns[-1].answer
     if answer is None:
         raise QuestionError(f"turn {len(turns)} of {len(turns)} has no answer")
-    return (prompt + Prompt.of_template(template.before_answer) + Prompt.said(answer)).rstrip()
+    return prompt + (Prompt.of_template(template.before_answer) + Prompt.said(answer)).rstrip()
 
 
 def check_text(text: str) -> None:

@@ -309,8 +309,11 @@ def _ask_child(request: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(done.stdout)
     except OSError as error:
         raise _RefusalError(f"no process can be started for it: {error.strerror}") from None
-    except (subprocess.TimeoutExpired, ValueError):
+    except subprocess.TimeoutExpired:
+        raise _RefusalError(f"rendering it did not end within {_WALL_SECONDS} seconds") from None
+    except ValueError:
         raise _RefusalError(
-            f"rendering it did not end within {_CPU_SECONDS} seconds and {_MEMORY >> 20} MiB"
+            f"rendering it takes more than {_CPU_SECONDS} seconds of computing, or more than "
+            f"{_MEMORY >> 20} MiB"
         ) from None
     return answer

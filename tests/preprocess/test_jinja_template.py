@@ -74,6 +74,11 @@ def test_pieces_of_other_templates() -> None:
         image="<image>",
         before_words="\n",
     )
+    placed = render(pieces("pictures_by_lines"), [Turn("Is <image> it?", "No.", 1), Turn("Why?")])
+    assert placed == (
+        f"{system}<|im_start|>user\n\nIs <image> it?<|im_end|>\n<|im_start|>assistant\n\nNo."
+        "<|im_end|>\n<|im_start|>user\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert pieces("llama_2") == ChatTemplate(
         begin="[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n",
         before_question="",
@@ -265,9 +270,7 @@ def test_a_long_template_is_not_run() -> None:
 )
 def test_a_template_that_never_ends_is_ended(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja_template, "_CPU_SECONDS", 2)
-    with pytest.raises(
-        CheckpointError, match=r"did not end within 2 sec|too much memory|recursion"
-    ):
+    with pytest.raises(CheckpointError, match=r"takes more than 2 sec|too much memory|recursion"):
         read(source + loop("{{ message.content }}"))
 
 

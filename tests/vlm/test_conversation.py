@@ -20,7 +20,15 @@ from paddle_recomp.errors import (
 )
 from paddle_recomp.llm.base import LanguageModel, State
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
-from paddle_recomp.preprocess import IMAGE_TOKEN, TEMPLATES, LanguageTokenizer, Prompt, Turn, render
+from paddle_recomp.preprocess import (
+    IMAGE_TOKEN,
+    TEMPLATES,
+    ChatTemplate,
+    LanguageTokenizer,
+    Prompt,
+    Turn,
+    render,
+)
 from paddle_recomp.types import Answer, VisualTokens
 from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.conversation import Conversation, Mode
@@ -333,10 +341,13 @@ class Scripted:
         return logits, State(lengths, self, None)
 
 
-def answer_ids(words: LanguageTokenizer, text: str) -> list[int]:
-    """The tokenizer's ids of an answer."""
-    before, whole = (words.encode(Prompt.said(f"ASSISTANT:{said}")) for said in ("", f" {text}"))
-    return whole[len(before) :]
+def answer_ids(
+    words: LanguageTokenizer, text: str, template: ChatTemplate = TEMPLATES["llava_hf"]
+) -> list[int]:
+    """The tokenizer's ids of an answer, behind the text that awaits it."""
+    before = Prompt.of_template(template.after_question)
+    whole = before + Prompt.of_template(template.before_answer) + Prompt.said(text)
+    return words.encode(whole)[len(words.encode(before)) :]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -344,11 +355,11 @@ def answer_ids(words: LanguageTokenizer, text: str) -> list[int]:
 def test_text_is_that_of_the_whole_dialogue(
     name: str, said: list[str], vlm: VLM, seen: SeenImage
 ) -> None:
-    """With either template, as long as answers come in the tokenizer's own ids."""
+    """With every template, as long as answers come in the tokenizer's own ids."""
     words = vlm.answerer.tokenizer
-    answers = [answer_ids(words, one) if one else [] for one in said]
-    script = Scripted([list(one) for one in answers], words.eos_token_ids[0], 160, words.vocab_size)
     template = TEMPLATES[name]
+    answers = [answer_ids(words, one, template) if one else [] for one in said]
+    script = Scripted([list(one) for one in answers], words.eos_token_ids[0], 160, words.vocab_size)
     chat = VLM(vlm.front_end, Answerer(script, words, template)).chat(seen, "append")
     for i, question in enumerate(QUESTIONS[:3]):
         answer = chat.ask(question, BUDGET, SHORT)
