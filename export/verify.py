@@ -19,10 +19,15 @@ from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import DeviceError, RecompWarning
-from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
 from paddle_recomp.vlm.front_end import pad_words
-from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor, language_side
+from paddle_recomp.vlm.loading import (
+    config_of,
+    find_checkpoint,
+    image_processor,
+    language_side,
+    question_tokenizer,
+)
 
 from .decoder.write import COSINES, DIFFERENCE, PROMPTS, compare_decoder
 from .errors import VerificationError
@@ -75,7 +80,7 @@ def verify_bundle(
     if projector_checksum(checkpoint) != bundle.language_model.projector_sha256:
         raise VerificationError(f"{folder} was not exported from {checkpoint.model_dir}")
     prepare = [image_processor(checkpoint), bundle.image_processor]
-    tokenizers = [ClipTokenizer.from_folder(checkpoint.clip_dir), bundle.clip_tokenizer()]
+    tokenizers = [question_tokenizer(checkpoint), bundle.clip_tokenizer()]
     length = checkpoint.spec.text.max_positions
     given, rows = dict[int, Arrays](), list[Comparison]()
     for batch in BATCHES:
