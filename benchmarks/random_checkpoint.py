@@ -127,7 +127,8 @@ def llava_config(spec: ModelSpec) -> dict[str, Any]:
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "image_token_index": spec.image_token_id,
+        # That of the demo, whose tokenizer stands in.
+        "image_token_index": find_checkpoint(DEMO).spec.image_token_id,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": spec.vision_feature_layer,
         "vision_feature_select_strategy": spec.select,

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from paddle_recomp.bundle import Bundle, open_bundle
-from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
 from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT
-from paddle_recomp.vlm.loading import find_checkpoint
+from paddle_recomp.vlm.loading import find_checkpoint, language_side, question_tokenizer
 
 from .accuracy import Outcome
 from .manifest import describe
@@ -49,8 +48,8 @@ def export(
         check_interpreter(plan.paddle_int8)
     checkpoint = find_checkpoint(plan.model, plan.clip, plan.template)
     # The small files come first, so that a fault in them is found before minutes of work.
-    ClipTokenizer.from_folder(checkpoint.clip_dir)
-    LanguageTokenizer.from_folder(checkpoint.model_dir)
+    question_tokenizer(checkpoint)
+    language_side(checkpoint)
     embedded = str(plan.model) in (DEMO, DEMO_CHECKPOINT)
     name = DEMO if embedded else checkpoint.model_dir.resolve().name
     steps = steps_of(plan)

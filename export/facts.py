@@ -11,7 +11,7 @@ import numpy as np
 from paddle_recomp.bundle import MANIFEST, Bundle
 from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
+from paddle_recomp.vlm.loading import language_side, question_tokenizer
 
 from .manifest import facts_of
 
@@ -23,8 +23,8 @@ def compare_facts(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Comparison
         # A later export may have added fields to a section.
         found = {key: manifest[name].get(key) for key in expected}
         yield _same(MANIFEST, name, found == json.loads(json.dumps(expected)))
-    clip = ClipTokenizer.from_folder(checkpoint.clip_dir).to_json()
-    words = LanguageTokenizer.from_folder(checkpoint.model_dir).to_json()
+    clip = question_tokenizer(checkpoint).to_json()
+    words = language_side(checkpoint)[0].to_json()
     for file, text in ((bundle.question.tokenizer, clip), (bundle.prompt.tokenizer, words)):
         found = json.loads(bundle.verified(file).read_text(encoding="utf-8"))
         yield _same("tokenizer", file, found == json.loads(text))

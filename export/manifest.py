@@ -14,9 +14,8 @@ from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, write_chec
 from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
-from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import image_processor, language_side
+from paddle_recomp.vlm.loading import image_processor, language_side, question_tokenizer
 
 from .accuracy import TOWERS
 from .calibration import Quantisation, Samples
@@ -85,7 +84,7 @@ def _image(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _question(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
-    tokenizer = ClipTokenizer.from_folder(checkpoint.clip_dir)
+    tokenizer = question_tokenizer(checkpoint)
     return {
         "tokenizer": CLIP_TOKENIZER,
         "positions": checkpoint.spec.text.max_positions,

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, SCORES, Graph
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.preprocess import ClipTokenizer, LanguageTokenizer
-from paddle_recomp.vlm.loading import image_processor
+from paddle_recomp.vlm.loading import image_processor, language_side, question_tokenizer
 
 from .accuracy import Outcome, describe_outcome, quantise_towers, scales_of
 from .calibration import Quantisation, Samples, load_samples, words_of
@@ -103,7 +102,7 @@ def steps_of(plan: ExportPlan) -> list[Step]:
 
 def read_samples(work: Work) -> None:
     """Pictures and questions to calibrate and to measure on."""
-    tokenizer = ClipTokenizer.from_folder(work.checkpoint.clip_dir)
+    tokenizer = question_tokenizer(work.checkpoint)
     positions = work.checkpoint.spec.text.max_positions
     processor = image_processor(work.checkpoint)
     work.samples = load_samples(work.quantisation, processor, tokenizer, positions)
@@ -170,8 +169,8 @@ def convert_decoder(work: Work) -> None:
 
 def write_tokenizers(work: Work) -> None:
     """Both tokenizers as tokenizer.json, also for a checkpoint that has other files."""
-    clip = ClipTokenizer.from_folder(work.checkpoint.clip_dir)
-    words = LanguageTokenizer.from_folder(work.checkpoint.model_dir)
+    clip = question_tokenizer(work.checkpoint)
+    words = language_side(work.checkpoint)[0]
     for name, tokenizer in ((CLIP_TOKENIZER, clip), (LANGUAGE_TOKENIZER, words)):
         path = work.folder / name
         path.parent.mkdir(exist_ok=True)

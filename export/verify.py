@@ -19,9 +19,13 @@ from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_di
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import DeviceError, RecompWarning
-from paddle_recomp.preprocess import ClipTokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import config_of, find_checkpoint, image_processor
+from paddle_recomp.vlm.loading import (
+    config_of,
+    find_checkpoint,
+    image_processor,
+    question_tokenizer,
+)
 
 from .calibration import words_of
 from .choices import budgets, compare_kept
@@ -109,7 +113,7 @@ def reference_of(bundle: Bundle, checkpoint: Checkpoint, images: Path | None = N
     pictures = tuple(load_pictures(images, batch) for batch in BATCHES)
     questions = tuple(load_questions(batch) for batch in BATCHES)
     prepare = image_processor(checkpoint)
-    tokenizer, spec = ClipTokenizer.from_folder(checkpoint.clip_dir), checkpoint.spec
+    tokenizer, spec = question_tokenizer(checkpoint), checkpoint.spec
     given: list[Arrays] = [
         {
             "pixel_values": prepare(seen),

@@ -64,10 +64,20 @@ class PromptEncoder:
             for number, token in tokenizer.get_added_tokens_decoder().items()
             if token.special or number in silent_ids or any(token.content in text for text in texts)
         }
+        self._written = "\n".join(template_texts)
         self._unknown = tokenizer.model.unk_token
         letters = {letter for token in self._control.values() for letter in token.content}
         self._filler = next(c for c in (*string.punctuation, "\ufffd") if c not in letters)
         self._without_control = cache(self._make_without_control)
+
+    @property
+    def highest_id(self) -> int:
+        """No prompt has a higher one: what was said spells no control token, and the template only
+        those that it has."""
+        hidden = {n for n, token in self._control.items() if token.content not in self._written}
+        hidden |= {n for n, token in self._control.items() if token.content == IMAGE_PLACEHOLDER}
+        ids: set[int] = {*self._tokenizer.get_vocab(with_added_tokens=True).values()}
+        return max(ids - hidden, default=0)
 
     def __call__(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt, IMAGE_TOKEN for each picture."""

@@ -73,6 +73,14 @@ class ClipTokenizer:
         text: str = self._tokenizer.to_str(pretty=True)
         return text
 
+    @property
+    def highest_id(self) -> int:
+        """The highest id that a text can have."""
+        ids: set[int] = {*self._tokenizer.get_vocab(with_added_tokens=True).values()}
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special}
+        return max({*(ids - special), self.start_id, self.end_id})
+
     def encode(
         self, texts: Sequence[str], max_length: int
     ) -> tuple[npt.NDArray[np.int64], list[bool]]:
@@ -181,6 +189,12 @@ class LanguageTokenizer:
         """Number of ids, added tokens included."""
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         return size
+
+    @property
+    def highest_id(self) -> int:
+        """The highest id that a prompt can have, or that ends an answer."""
+        begin = () if self.bos_token_id is None else (self.bos_token_id,)
+        return max(self._prompt_ids.highest_id, *begin, *self.eos_token_ids)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt, one beginning-of-text id in front, which the template may have

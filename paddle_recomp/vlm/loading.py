@@ -13,10 +13,16 @@ from paddle_recomp.bundle.contract import PIPELINE, VISION_OUTPUTS, Graph
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint, prompt_format
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import METHODS
-from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
+from paddle_recomp.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    MissingDependencyError,
+)
 from paddle_recomp.json_files import shown
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import (
+    IMAGE_PLACEHOLDER,
     ChatTemplate,
     ClipTokenizer,
     ImageProcessor,
@@ -227,7 +233,45 @@ def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTempla
     written = replace(wanted.template, begin=wanted.beginning + wanted.template.begin)
     ends = checkpoint.spec.language.eos_token_ids
     words = LanguageTokenizer.from_folder(checkpoint.model_dir, written, ends)
+    _check_vocabulary(checkpoint, words)
     return words, written if words.bos_token_id is None else wanted.template
+
+
+def _check_vocabulary(checkpoint: Checkpoint, words: LanguageTokenizer) -> None:
+    """More rows than ids are padding. `<image>` and the padding token need no row, because they are
+    never looked up.
+
+    Raises: CheckpointError for a tokenizer that does not belong to the language model."""
+    rows, place = checkpoint.spec.language.vocab_size, checkpoint.spec.image_token_id
+    if words.highest_id >= rows:
+        raise CheckpointError(
+            f"{checkpoint.model_dir}: a prompt may have the tokenizer's id {words.highest_id}, but "
+            f"the language model's vocab_size is {rows}; expected an id below it"
+        )
+    if None not in (place, words.image_token_id) and place != words.image_token_id:
+        raise CheckpointError(
+            f"{checkpoint.model_dir}: image_token_index is {place}, but the tokenizer's id of "
+            f"{IMAGE_PLACEHOLDER} is {words.image_token_id}"
+        )
+
+
+def question_tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
+    """The tokenizer of a checkpoint's text tower.
+
+    Raises: CheckpointError, CheckpointNotFoundError; CheckpointError where it is not the tower's:
+    it ends a text by another id than that at which the tower pools, or has ids without a row."""
+    tokenizer, text = ClipTokenizer.from_folder(checkpoint.clip_dir), checkpoint.spec.text
+    if not text.pools_at_highest_id and tokenizer.end_id != text.eos_token_id:
+        raise CheckpointError(
+            f"{checkpoint.clip_dir}: the tokenizer ends a text by the id {tokenizer.end_id}, but "
+            f"text_config.eos_token_id, where CLIP pools, is {text.eos_token_id}"
+        )
+    if tokenizer.highest_id >= text.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.clip_dir}: the tokenizer has the id {tokenizer.highest_id}, but "
+            f"text_config.vocab_size is {text.vocab_size}; expected an id below it"
+        )
+    return tokenizer
 
 
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
@@ -370,7 +414,7 @@ def _checkpoint_front_end(
     return VisualFrontEnd(
         backend=backend,
         image_processor=image_processor(checkpoint),
-        tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
+        tokenizer=question_tokenizer(checkpoint),
         question_positions=checkpoint.spec.text.max_positions,
         question_source=config.towers.question_source,
         stages=backend.stages,

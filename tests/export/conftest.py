@@ -15,6 +15,7 @@ from paddle_recomp.bundle import MANIFEST, Bundle, write_checksums
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.vlm.demo import demo_folder
 from paddle_recomp.vlm.loading import find_checkpoint
+from tests.preprocess.small_tokenizers import letters_of_clip, letters_of_llama
 
 from .exports import Exports, graphs_of
 
@@ -53,13 +54,16 @@ def demo_bundle(exports: Exports, paddle_bundle: Bundle) -> Bundle:
 
 @pytest.fixture(scope="session")
 def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The golden model has weights only; what prepares its inputs is lent by the demo."""
+    """The golden model has weights only. The demo lends what prepares its inputs, but for the
+    tokenizers, which have to fit its tables."""
     folder = tmp_path_factory.mktemp("golden")
     for part, source in (("llava", "llava"), ("clip", "clip")):
         shutil.copytree(GOLDEN / source, folder / part)
         for path in (demo_folder() / part).glob("*.json"):
             if not (folder / part / path.name).exists():
                 shutil.copyfile(path, folder / part / path.name)
+    letters_of_clip(size=120).save(str(folder / "clip" / "tokenizer.json"))
+    letters_of_llama(size=160, image=7).save(str(folder / "llava" / "tokenizer.json"))
     processor = folder / "llava" / "preprocessor_config.json"
     fields = json.loads(processor.read_text())
     fields["crop_size"] = {"height": 112, "width": 112}

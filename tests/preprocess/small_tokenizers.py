@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import io
+import string
 from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from paddle_recomp.preprocess import load_tokenizer
 from paddle_recomp.preprocess import sentencepiece as ours
 from paddle_recomp.vlm.demo import demo_folder
 
+CLIP_MARKERS = ("<|startoftext|>", "<|endoftext|>")
+SPACE = ours.SPACE
 SENTENCES = [
     "the cat sat on the mat and looked at the other cat  twice",
     "aaaa aaaaa aaaaaaa abab ababab banana bananas",
@@ -101,4 +113,35 @@ def with_added(tokenizer: Tokenizer) -> Tokenizer:
     """With control tokens of all kinds, and some tokens that are no control."""
     for token in [*CONTROL, NORMALISED, *ORDINARY]:
         tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def letters_of_clip(size: int) -> Tokenizer:
+    """CLIP's, for a table of `size` rows: single letters, and the markers at the end."""
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    words = [*letters[: size - 2], *(f"{letter}</w>" for letter in letters)][: size - 2]
+    vocabulary = {text: number for number, text in enumerate((*words, *CLIP_MARKERS))}
+    bpe = models.BPE(vocabulary, [], unk_token=CLIP_MARKERS[1], end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in CLIP_MARKERS]
+    )
+    return tokenizer
+
+
+def letters_of_llama(size: int, image: int) -> Tokenizer:
+    """Llama's, for a table of at least `size` rows: single letters, and `<image>` at its id."""
+    letters = [SPACE, "\n", *string.ascii_letters, *string.digits, *string.punctuation]
+    words = ["<unk>", "<s>", "</s>", *letters]
+    words.insert(image, "<image>")
+    vocabulary = {text: number for number, text in enumerate(words[:size])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse()])
+    special = ("<unk>", "<s>", "</s>", "<image>")
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in special]
+    )
     return tokenizer

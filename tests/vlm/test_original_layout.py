@@ -105,8 +105,8 @@ def test_a_vision_tower_of_its_own_is_used(folder: Path, original: VLM, tmp_path
         for name, array in clip.parameters("vision_tower")
         if name != "visual_projection.weight"
     }
-    (name,) = (name for name in arrays if name.endswith("class_embedding"))
-    arrays[name] = arrays[name] + 1
+    (name,) = (name for name in arrays if name.endswith("patch_embedding.weight"))
+    arrays[name] = -arrays[name]
     weights = read_weights(folder)
     stored = {name: load_tensor(tensor) for name, tensor in weights.items()}
     write_torch(tmp_path / "pytorch_model.bin", {**stored, **arrays}, "float32")
