@@ -182,6 +182,11 @@ class LanguageTokenizer:
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         return size
 
+    @property
+    def begin(self) -> str:
+        """The text of the token that begins every prompt; empty where none does."""
+        return "" if self.bos_token_id is None else self._tokenizer.id_to_token(self.bos_token_id)
+
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt, one beginning-of-text id in front, which the template may have
         written itself, and IMAGE_TOKEN for each picture. What was said is never control."""

@@ -21,6 +21,7 @@ from paddle_recomp.preprocess import (
     ClipTokenizer,
     ImageProcessor,
     LanguageTokenizer,
+    QuestionSource,
 )
 from paddle_recomp.vlm.about import BACKENDS, decoder_provider, runtimes
 from paddle_recomp.vlm.answering import Answerer
@@ -230,6 +231,13 @@ def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTempla
     return words, written if words.bos_token_id is None else wanted.template
 
 
+def question_begin(checkpoint: Checkpoint, source: QuestionSource) -> str:
+    """What stands in front of a prompt's first line where CLIP reads that: see `clip_text`.
+
+    Raises: as `language_side`."""
+    return language_side(checkpoint)[0].begin if source == "prompt_first_line" else ""
+
+
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
     """The preparation of pictures that a checkpoint asks for.
 
@@ -281,6 +289,7 @@ def _bundle_front_end(
         tokenizer=bundle.clip_tokenizer(),
         question_positions=bundle.question_positions,
         question_source=bundle.question_source,
+        question_begin=bundle.question.begin,
         stages=bundle.stages,
     )
 
@@ -373,6 +382,7 @@ def _checkpoint_front_end(
         tokenizer=ClipTokenizer.from_folder(checkpoint.clip_dir),
         question_positions=checkpoint.spec.text.max_positions,
         question_source=config.towers.question_source,
+        question_begin=question_begin(checkpoint, config.towers.question_source),
         stages=backend.stages,
     )
 
