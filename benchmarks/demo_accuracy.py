@@ -1,6 +1,9 @@
 """Accuracy of the demo model on held-out scenes: every method at equal budgets.
 
-python -m benchmarks.demo_accuracy --output docs/demo_accuracy.json
+    python -m benchmarks.demo_accuracy --output docs/demo_accuracy.json
+    python -m benchmarks.demo_accuracy --output docs/demo_accuracy.json --only random
+
+The second one measures some rows again and leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -30,10 +33,13 @@ from paddle_recomp.vlm.vlm import VLM
 SEEN_SHARE = 0.25
 """The visual score drops an object when it keeps less than this share of its patches."""
 
+SEEDS = range(5)
+
 METHODS: dict[str, CompressionConfig] = {
     "corrected": preset("corrected"),
     "faithful": preset("faithful"),
     "visual score only": preset("corrected", method="visual"),
+    # It is drawn with each of SEEDS.
     "random": preset("corrected", method="random"),
     "uniform": preset("corrected", method="uniform"),
 }
@@ -106,6 +112,20 @@ def summary(
     }
 
 
+def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The means of the summaries of several draws, and the accuracy of each."""
+
+    def mean(values: Sequence[Any]) -> Any:
+        return None if None in values else round(float(np.mean(values)), 2)
+
+    kinds = rows[0]["by_kind"]
+    return {
+        **{key: mean([row[key] for row in rows]) for key in rows[0] if key != "by_kind"},
+        "by_kind": {kind: mean([row["by_kind"][kind] for row in rows]) for kind in kinds},
+        "accuracy_by_seed": [row["accuracy"] for row in rows],
+    }
+
+
 class Bench:
     """Runs configurations over the same items with one language model."""
 
@@ -134,49 +154,72 @@ class Bench:
         """Items whose object the visual score alone does not keep."""
         return [one.object_share < SEEN_SHARE for one in outcomes]
 
-    def compare(self) -> dict[str, Any]:
-        """Every method at every budget, at equal token counts."""
+    def row(
+        self, name: str, budget_name: str, budget: Sequence[TokenBudget], dropped: Sequence[bool]
+    ) -> dict[str, Any]:
+        """The summary of a method; of `random` over all seeds."""
+        config, title = METHODS[name], f"{name}, {budget_name}"
+        configs = [config.with_options(seed=s) for s in SEEDS] if name == "random" else [config]
+        rows = [summary(self.items, self.outcomes(one, budget, title), dropped) for one in configs]
+        return over_seeds(rows) if name == "random" else rows[0]
+
+    def compare(self, names: Sequence[str]) -> dict[str, Any]:
+        """These methods at every budget, at equal token counts."""
         nothing = [False] * len(self.items)
-        full = self.outcomes(
-            preset("corrected"), [TokenBudget(full=True)] * len(self.items), "uncompressed"
-        )
-        results: dict[str, Any] = {"full": {"uncompressed": summary(self.items, full, nothing)}}
+        results: dict[str, Any] = {"full": {}}
+        if set(names) == set(METHODS):
+            full = [TokenBudget(full=True)] * len(self.items)
+            outcomes = self.outcomes(preset("corrected"), full, "uncompressed")
+            results["full"] = {"uncompressed": summary(self.items, outcomes, nothing)}
         dynamic = self.outcomes(
             METHODS["corrected"], [TokenBudget()] * len(self.items), "corrected, dynamic"
         )
         # Equal budgets: for each question every method gets the number of tokens that the filter
         # gave `corrected`.
-        found = [TokenBudget(tokens=one.tokens) for one in dynamic]
         budgets = {
-            "dynamic": found,
+            "dynamic": [TokenBudget(tokens=one.tokens) for one in dynamic],
             **{name: self.exactly(int(self.patches * f)) for name, f in FRACTIONS.items()},
         }
         for budget_name, budget in budgets.items():
-            by_method = {
-                name: dynamic
-                if (name, budget_name) == ("corrected", "dynamic")
-                else self.outcomes(config, budget, f"{name}, {budget_name}")
-                for name, config in METHODS.items()
-            }
-            dropped = self.dropped(by_method["visual score only"])
+            visual = self.outcomes(METHODS["visual score only"], budget, "visual score only")
+            dropped = self.dropped(visual)
+            known = {"visual score only": visual}
+            if budget_name == "dynamic":
+                known["corrected"] = dynamic
             results[budget_name] = {
                 "questions_dropped_by_visual": sum(dropped),
                 **{
-                    name: summary(self.items, outcomes, dropped)
-                    for name, outcomes in by_method.items()
+                    name: summary(self.items, known[name], dropped)
+                    if name in known
+                    else self.row(name, budget_name, budget, dropped)
+                    for name in names
                 },
             }
         return results
 
-    def ablate(self, tokens: int) -> dict[str, Any]:
+    def ablate(self, names: Sequence[str], tokens: int) -> dict[str, Any]:
         """`corrected` with one switch turned to the public code's side, at an exact budget."""
+        if not names:
+            return {}
         budget = self.exactly(tokens)
         visual = self.outcomes(METHODS["visual score only"], budget, "visual score only")
         dropped = self.dropped(visual)
         return {
-            name: summary(self.items, self.outcomes(config, budget, name), dropped)
-            for name, config in ABLATIONS.items()
+            name: summary(self.items, self.outcomes(ABLATIONS[name], budget, name), dropped)
+            for name in names
         }
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A report with the rows of another one in place of its own."""
+    both = {
+        key: merged(old[key], value)
+        if isinstance(value, dict) and "accuracy" not in value
+        else value
+        for key, value in new.items()
+        if key in old
+    }
+    return {**old, **{key: value for key, value in new.items() if key not in old}, **both}
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:
@@ -198,25 +241,32 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the comparison, then the ablation, and writes both as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=DEMO_CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=260)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=[*METHODS, *ABLATIONS], metavar="ROW")
     parser.add_argument("--no-ablation", action="store_true")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    wanted = options.only or [*METHODS, *ABLATIONS]
 
     console = Console()
     with Progress(console=Console(stderr=True)) as progress:
         bench = Bench(options.model, options.scenes, options.batch, progress)
-        report = {"questions": len(bench.items), "patches": bench.patches, **bench.compare()}
-        results = {key: value for key, value in report.items() if isinstance(value, dict)}
+        found = bench.compare([name for name in METHODS if name in wanted])
         console.print(f"{len(bench.items)} questions about {options.scenes} held-out scenes")
-        print_results(console, results)
+        print_results(console, found)
+        report = {"questions": len(bench.items), "patches": bench.patches, **found}
         if not options.no_ablation:
-            report["ablation_12.5%"] = bench.ablate(bench.patches // 8)
+            names = [name for name in ABLATIONS if name in wanted]
+            report["ablation_12.5%"] = bench.ablate(names, bench.patches // 8)
             print_results(console, {"12.5%": report["ablation_12.5%"]})
     if options.output is not None:
+        if options.only:
+            report = merged(json.loads(options.output.read_text(encoding="utf-8")), report)
         options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

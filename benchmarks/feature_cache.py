@@ -23,7 +23,7 @@ from benchmarks.comparing import kept_alike
 from benchmarks.held_out import Item, draw_items
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.config import TokenBudget
-from paddle_recomp.preprocess import ChatTemplate, clip_text
+from paddle_recomp.preprocess import ChatTemplate
 from paddle_recomp.vlm.demo import DEMO_CHECKPOINT
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
@@ -54,7 +54,7 @@ def overlap_table(front_end: VisualFrontEnd, template: ChatTemplate, items: list
             overlaps = []
             for item in track(items, ", ".join(names), console=Console(stderr=True)):
                 question = item.question.question
-                text = clip_text(question, 1, template, front_end.question_source)
+                text = front_end.text_of(question, 1, template)
                 expected, found = (
                     front_end.compress([one[item.number]], [text], budget)[0]
                     for one in (seen, other)

@@ -25,7 +25,6 @@ from export.samples import EVALUATION_QUESTIONS, evaluation_photos, load_picture
 from paddle_recomp.bundle import Bundle, open_bundle
 from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import OUTPUTS
-from paddle_recomp.preprocess import clip_text
 from paddle_recomp.types import Stage
 from paddle_recomp.vlm.front_end import SeenImage, VisualFrontEnd
 from paddle_recomp.vlm.loading import chat_template, load_front_end
@@ -106,8 +105,8 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     pictures = photographs(options.images)
     seen = see(reference, pictures, progress), see(other, pictures, progress)
     front_ends = load_front_end(reference), load_front_end(other)
-    template, source = chat_template(reference), front_ends[0].question_source
-    texts = [clip_text(question, 1, template, source) for question in EVALUATION_QUESTIONS]
+    template = chat_template(reference)
+    texts = [front_ends[0].text_of(question, 1, template) for question in EVALUATION_QUESTIONS]
     scores = [one.features["visual_score"] for one in seen[0]]
     return {
         "pictures": len(pictures),

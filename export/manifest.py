@@ -14,8 +14,14 @@ from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, write_chec
 from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
+from paddle_recomp.preprocess import QuestionSource
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import image_processor, language_side, question_tokenizer
+from paddle_recomp.vlm.loading import (
+    image_processor,
+    language_side,
+    question_begin,
+    question_tokenizer,
+)
 
 from .accuracy import TOWERS
 from .calibration import Quantisation, Samples
@@ -32,8 +38,11 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
     facts = facts_of(checkpoint, plan.config.towers.question_source)
     return {
         "format": FORMAT,
-        # A reader that ignored it would prompt the model wrongly.
-        "requires": ["before_words"] if "before_words" in facts["prompt"]["template"] else [],
+        # A reader that ignored them would give the model or CLIP another text.
+        "requires": [
+            *(["before_words"] if "before_words" in facts["prompt"]["template"] else []),
+            *(["question_begin"] if "begin" in facts["question"] else []),
+        ],
         "made_by": {
             "paddle_recomp": __version__,
             **{key: metadata.version(key) for key in ("paddlepaddle", "paddle2onnx", "onnx")},
@@ -56,7 +65,7 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
     }
 
 
-def facts_of(checkpoint: Checkpoint, question_source: str) -> dict[str, Any]:
+def facts_of(checkpoint: Checkpoint, question_source: QuestionSource) -> dict[str, Any]:
     """The sections of recomp.json that say how a checkpoint wants its inputs prepared."""
     spec = checkpoint.spec
     return {
@@ -83,14 +92,16 @@ def _image(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _question(checkpoint: Checkpoint, source: str) -> dict[str, Any]:
+def _question(checkpoint: Checkpoint, source: QuestionSource) -> dict[str, Any]:
     tokenizer = question_tokenizer(checkpoint)
+    begin = question_begin(checkpoint, source)
     return {
         "tokenizer": CLIP_TOKENIZER,
         "positions": checkpoint.spec.text.max_positions,
         "start_id": tokenizer.start_id,
         "end_id": tokenizer.end_id,
         "source": source,
+        **({"begin": begin} if begin else {}),
     }
 
 

@@ -73,7 +73,9 @@ class TowerOptions(Options):
     """Options of the two towers, for every compression method."""
 
     question_source: Literal["question", "prompt_first_line"] = option(
-        "question", "CLIP reads the question, or line 0 of the decoded prompt (public code)."
+        "question",
+        "CLIP reads the question, or line 0 of the decoded prompt, with the token that begins it "
+        "(public code).",
     )
     text_pooling: Literal["end_of_text", "last_position"] = option(
         "end_of_text",

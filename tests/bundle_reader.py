@@ -28,6 +28,7 @@ KNOWN_OUTPUTS = {
     *("features", "keys", "visual_score", "patch_embeds", "layer_score", "text_embeds"),
     *("visual_embeds", "token_count", "token_index", "token_stage", "token_owner", "token_centre"),
 }
+ABILITIES = {"before_words", "question_begin"}
 PLACE = "<image>"
 
 
@@ -39,7 +40,7 @@ class Reader:
         lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         self.sums = {line[66:]: line[:64] for line in lines}
         self.recomp: dict[str, Any] = json.loads(self.read("recomp.json"))
-        if self.recomp["format"] != 2 or set(self.recomp["requires"]) - {"before_words"}:
+        if self.recomp["format"] != 2 or set(self.recomp["requires"]) - ABILITIES:
             raise ValueError("this reader knows format 2, and nothing that is required beyond it")
         self.graphs = {
             **self.recomp["graphs"],
@@ -118,6 +119,7 @@ class Reader:
         if about["source"] == "prompt_first_line":
             parts = self.prompt([(question, None, 1)])
             text = "".join(text for text, _ in parts).split("\n")[0].replace(PLACE, "")
+            text = about.get("begin", "") + text.strip()
         words = self.clip.encode(text.strip(), add_special_tokens=False).ids
         length = about["positions"]
         ids = [about["start_id"], *words[: length - 2]]

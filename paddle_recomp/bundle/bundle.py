@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from paddle_recomp.bundle.checksums import Checksums
 from paddle_recomp.bundle.contract import KNOWN_INPUTS, Graph
@@ -18,6 +18,7 @@ from paddle_recomp.preprocess import (
     ClipTokenizer,
     ImageProcessor,
     LanguageTokenizer,
+    QuestionSource,
     load_tokenizer,
 )
 from paddle_recomp.types import StageInfo
@@ -112,8 +113,10 @@ class QuestionInfo:
     positions: int
     start_id: int
     end_id: int
-    source: Literal["question", "prompt_first_line"]
+    source: QuestionSource
     """What CLIP reads, as in `preprocess.clip_text`."""
+    begin: str = ""
+    """What stands in front of a prompt's first line, as in `preprocess.clip_text`."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ class Bundle:
         return self.question.positions
 
     @property
-    def question_source(self) -> Literal["question", "prompt_first_line"]:
+    def question_source(self) -> QuestionSource:
         """What CLIP reads, as in `preprocess.clip_text`."""
         return self.question.source
 

@@ -37,7 +37,7 @@ from paddle_recomp.types import StageInfo, StageKind
 MANIFEST = "recomp.json"
 FORMAT = 2
 """The version of the layout; a reader refuses every other one."""
-ABILITIES = frozenset({"before_words"})
+ABILITIES = frozenset({"before_words", "question_begin"})
 """Names that a bundle may have in `requires`."""
 PRECISIONS = ("fp32", "int8")
 """Of the towers; the schema has them, too."""

@@ -24,7 +24,7 @@ from paddle_recomp.commands.printing import PlainConsole, write_text
 from paddle_recomp.commands.reports import working
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import save_answer
-from paddle_recomp.preprocess import check_question, clip_text
+from paddle_recomp.preprocess import check_question
 
 
 @with_options
@@ -62,8 +62,8 @@ def explain(
                 precision=runtime.precision,
             )
         with working(console, "compressing"):
-            asked, source = check_question(question, len(images)), front_end.question_source
-            text = clip_text(asked, len(images), template_of(found), source)
+            asked = check_question(question, len(images))
+            text = front_end.text_of(asked, len(images), template_of(found))
             (chosen,) = front_end.compress([front_end.see(images)], [text], wanted)
     processor = front_end.image_processor
     save_answer(output, pictures, chosen.compressed, front_end.stages, processor, question)

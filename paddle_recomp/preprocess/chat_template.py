@@ -9,6 +9,8 @@ from typing import Literal
 
 from paddle_recomp.errors import QuestionError
 
+QuestionSource = Literal["question", "prompt_first_line"]
+"""What CLIP reads: the question, or line 0 of the decoded prompt."""
 IMAGE_PLACEHOLDER = "<image>"
 """Where the visual tokens of a picture go in a prompt."""
 
@@ -182,13 +184,14 @@ def clip_text(
     question: str,
     num_images: int,
     template: ChatTemplate,
-    source: Literal["question", "prompt_first_line"],
+    source: QuestionSource,
+    begin: str = "",
 ) -> str:
     """The text of a question that CLIP reads, from either `question_source`: the words of the
-    question, or line 0 of its prompt."""
+    question, or line 0 of its prompt behind `begin`, the text of the token that begins it."""
     if source == "question":
         return without_images(question)
-    return first_line(render(template, [Turn(question, images=num_images)]).text)
+    return begin + first_line(render(template, [Turn(question, images=num_images)]))
 
 
 def without_images(question: str) -> str:
@@ -196,8 +199,10 @@ def without_images(question: str) -> str:
     return question.replace(IMAGE_PLACEHOLDER, " ").strip()
 
 
-def first_line(prompt: str) -> str:
-    """Line 0 of a prompt without the pictures' places: CLIP reads it in the public code.
+def first_line(prompt: Prompt) -> str:
+    """Line 0 of a prompt without the pictures' places. CLIP reads it in the public code, which
+    decodes the prompt's ids, with the token that begins them (`<s>`), and cuts at line breaks.
 
     With `vicuna_v1` that is the system prompt and `USER:`, so the question is not in it."""
-    return prompt.split("\n", 1)[0].replace(IMAGE_PLACEHOLDER, "").strip()
+    text = "".join(piece.text for piece in prompt.pieces())
+    return text.split("\n", 1)[0].strip()

@@ -196,6 +196,11 @@ class LanguageTokenizer:
         begin = () if self.bos_token_id is None else (self.bos_token_id,)
         return max(self._prompt_ids.highest_id, *begin, *self.eos_token_ids)
 
+    @property
+    def begin(self) -> str:
+        """The text of the token that begins every prompt; empty where none does."""
+        return "" if self.bos_token_id is None else self._tokenizer.id_to_token(self.bos_token_id)
+
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt, one beginning-of-text id in front, which the template may have
         written itself, and IMAGE_TOKEN for each picture. What was said is never control."""

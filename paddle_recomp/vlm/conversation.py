@@ -15,7 +15,7 @@ import numpy as np
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import ConfigError, StateError
 from paddle_recomp.llm.base import State
-from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, check_question, clip_text
+from paddle_recomp.preprocess import IMAGE_TOKEN, Turn, check_question
 from paddle_recomp.types import Answer, AnswerStream, Timing, VisualTokens
 from paddle_recomp.vlm.answering import Answerer, blocks_of, generation_for, num_positions
 from paddle_recomp.vlm.front_end import CompressedPictures, SeenImage, VisualFrontEnd, budgets_for
@@ -175,8 +175,8 @@ class Conversation:
         if past.pictures is not None and self._keeps(past):
             pictures = replace(past.pictures, timing=Timing())
         else:
-            source = self._front_end.question_source
-            text = clip_text(question, len(self.images), self._answerer.template, source)
+            template = self._answerer.template
+            text = self._front_end.text_of(question, len(self.images), template)
             reads_words = self._front_end.reads_words
             words = [self._answerer.embed_words(question)] if reads_words else None
             (pictures,) = self._front_end.compress([self.images], [text], [budget], words)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -27,9 +27,12 @@ from paddle_recomp.errors import (
 from paddle_recomp.json_files import listed as listed_names
 from paddle_recomp.preprocess import (
     Box,
+    ChatTemplate,
     ClipTokenizer,
     ImageProcessor,
+    QuestionSource,
     check_text,
+    clip_text,
     crop_box,
     load_image,
 )
@@ -100,10 +103,17 @@ class VisualFrontEnd:
     tokenizer: ClipTokenizer
     question_positions: int
     """Positions of CLIP's text tower."""
-    question_source: Literal["question", "prompt_first_line"]
-    """Which text of a question `compress` takes; see `preprocess.clip_text`."""
+    question_source: QuestionSource
+    """Which text of a question CLIP reads; see `clip_text`."""
     stages: tuple[StageInfo, ...]
     """Of the method, in the order of their numbers."""
+    question_begin: str = ""
+    """What stands in front of a prompt's first line, where that is what CLIP reads."""
+
+    def text_of(self, question: str, num_images: int, template: ChatTemplate) -> str:
+        """The text of a question that `compress` takes; see `preprocess.clip_text`."""
+        source, begin = self.question_source, self.question_begin
+        return clip_text(question, num_images, template, source, begin)
 
     @property
     def reads_words(self) -> bool:

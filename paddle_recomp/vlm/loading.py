@@ -27,6 +27,7 @@ from paddle_recomp.preprocess import (
     ClipTokenizer,
     ImageProcessor,
     LanguageTokenizer,
+    QuestionSource,
 )
 from paddle_recomp.vlm.about import BACKENDS, decoder_provider, runtimes
 from paddle_recomp.vlm.answering import Answerer
@@ -274,6 +275,13 @@ def question_tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
     return tokenizer
 
 
+def question_begin(checkpoint: Checkpoint, source: QuestionSource) -> str:
+    """What stands in front of a prompt's first line where CLIP reads that: see `clip_text`.
+
+    Raises: as `language_side`."""
+    return language_side(checkpoint)[0].begin if source == "prompt_first_line" else ""
+
+
 def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
     """The preparation of pictures that a checkpoint asks for.
 
@@ -325,6 +333,7 @@ def _bundle_front_end(
         tokenizer=bundle.clip_tokenizer(),
         question_positions=bundle.question_positions,
         question_source=bundle.question_source,
+        question_begin=bundle.question.begin,
         stages=bundle.stages,
     )
 
@@ -417,6 +426,7 @@ def _checkpoint_front_end(
         tokenizer=question_tokenizer(checkpoint),
         question_positions=checkpoint.spec.text.max_positions,
         question_source=config.towers.question_source,
+        question_begin=question_begin(checkpoint, config.towers.question_source),
         stages=backend.stages,
     )
 

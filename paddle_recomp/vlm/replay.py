@@ -75,7 +75,8 @@ class Player:
         bundle, own, given = self.bundle, dict[str, np.ndarray](), dict(given or {})
         towers = self._backend(bundle.compressor)
         prompt = render(bundle.template, [Turn(question, images=1)])
-        text = clip_text(question, 1, bundle.template, bundle.question_source)
+        about = bundle.question
+        text = clip_text(question, 1, bundle.template, about.source, about.begin)
         own["pixel_values"] = bundle.image_processor([load_image(picture)])
         own["question_ids"] = self.clip.encode([text], bundle.question_positions)[0]
         own["token_bounds"] = np.array([token_bounds], dtype=np.int64)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.preprocess import Turn, check_question, clip_text, render
+from paddle_recomp.preprocess import Turn, check_question, render
 from paddle_recomp.types import Answer, AnswerStream
 from paddle_recomp.vlm.answering import Answerer, VisualPrompt, generation_for
 from paddle_recomp.vlm.conversation import DEFAULT_MODE, Conversation, Mode, check_mode
@@ -190,8 +190,8 @@ class VLM:
         """Each question with its pictures compressed for it; seeing these took `seconds`."""
         counts = [len(some) for some in pictures]
         asked = [check_question(q, count) for q, count in zip(questions, counts, strict=True)]
-        template, source = self.answerer.template, self.front_end.question_source
-        texts = [clip_text(q, n, template, source) for q, n in zip(asked, counts, strict=True)]
+        template, text_of = self.answerer.template, self.front_end.text_of
+        texts = [text_of(q, n, template) for q, n in zip(asked, counts, strict=True)]
         prompts = [
             render(template, [Turn(question, images=count)])
             for question, count in zip(asked, counts, strict=True)

@@ -113,8 +113,8 @@ def test_places_of_pictures() -> None:
 
 
 def test_first_line_is_the_system_prompt() -> None:
-    assert first_line(render(VICUNA, [FIRST]).text) == f"{SYSTEM} USER:"
-    assert first_line(render(LLAVA_HF, [FIRST]).text) == "USER:"
+    assert first_line(render(VICUNA, [FIRST])) == f"{SYSTEM} USER:"
+    assert first_line(render(LLAVA_HF, [FIRST])) == "USER:"
 
 
 def test_a_template_is_its_pieces() -> None:
@@ -155,6 +155,8 @@ def test_clip_reads_the_question_or_the_first_line() -> None:
     asked = "is <image> red?"
     assert clip_text(asked, 1, VICUNA, "question") == "is   red?"
     assert clip_text("is it red?", 1, VICUNA, "prompt_first_line") == f"{SYSTEM} USER:"
+    assert clip_text("is it red?", 1, VICUNA, "prompt_first_line", "<s>") == f"<s>{SYSTEM} USER:"
+    assert clip_text("is it red?", 1, VICUNA, "question", "<s>") == "is it red?"
     assert (
         clip_text("is it red?", 0, LLAVA_HF, "prompt_first_line") == "USER: is it red? ASSISTANT:"
     )
