@@ -39,7 +39,6 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string of a line or of a cell; rich calls this."""
-        options |= {"markup": False, "emoji": False, "highlight": False}
         return super().render_str(escaped(text), **options)
 
     def say(self, line: str, style: str = "") -> None:

@@ -232,4 +232,4 @@ def test_the_command_takes_several(capsys: pytest.CaptureFixture[str], tmp_path:
     assert wide[0] == 2 * Image.open(overlay).width
 
     assert main(["ask", QUESTION, *short]) == 0
-    assert "no picture" in capsys.readouterr().out
+    assert "no picture" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_any_encoding_of_the_output(encoding: str, tmp_path: Path) -> None:
         "explain", str(PICTURE), QUESTION, "-o", str(picture), env=environment, capture_output=True
     )
     assert (done.returncode, done.stdout) == (0, f"{picture}\n".encode())
-    done = run("methods", "recoverable", env=environment, capture_output=True)
+    done = run("info", env=environment, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
