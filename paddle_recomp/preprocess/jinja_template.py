@@ -306,14 +306,17 @@ def _ask_child(request: str) -> dict[str, Any]:
         done = subprocess.run(
             command, input=request.encode(), capture_output=True, timeout=_WALL_SECONDS
         )
-        answer: dict[str, Any] = json.loads(done.stdout)
     except OSError as error:
         raise _RefusalError(f"no process can be started for it: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise _RefusalError(f"rendering it did not end within {_WALL_SECONDS} seconds") from None
-    except ValueError:
+    if done.returncode < 0:  # Ended by a signal.
         raise _RefusalError(
             f"rendering it takes more than {_CPU_SECONDS} seconds of computing, or more than "
             f"{_MEMORY >> 20} MiB"
-        ) from None
+        )
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise _RefusalError(f"the process that renders it failed: {one_line(last, 200)}")
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer

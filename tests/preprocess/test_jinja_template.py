@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_recomp.errors import CheckpointError, MissingDependencyError
-from paddle_recomp.preprocess import TEMPLATES, ChatTemplate, Turn, jinja_template
+from paddle_recomp.preprocess import TEMPLATES, ChatTemplate, Turn, jinja_child, jinja_template
 from paddle_recomp.preprocess import render as render_prompt
 from paddle_recomp.preprocess.jinja_template import JinjaTemplate, read_jinja
 from tests.golden import template_cases as cases
@@ -278,6 +278,17 @@ def test_a_template_that_waits_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(jinja_template, "_WALL_SECONDS", 0.01)
     with pytest.raises(CheckpointError, match="did not end within"):
         read(loop("{{ message.content }} waits"))
+
+
+def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text("raise OSError('no\\ndisk')")
+    monkeypatch.setattr(jinja_child, "__file__", str(script))
+    with pytest.raises(CheckpointError, match="process that renders it failed: disk"):
+        read(loop("{{ message.content }} fails"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    with pytest.raises(CheckpointError, match="no process can be started for it: No such file"):
+        read(loop("{{ message.content }} is not there"))
 
 
 def test_marks_for_training_and_jumps_change_no_text() -> None:
