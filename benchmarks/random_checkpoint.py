@@ -127,8 +127,7 @@ def llava_config(spec: ModelSpec) -> dict[str, Any]:
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        # That of the demo, whose tokenizer stands in.
-        "image_token_index": find_checkpoint(DEMO).spec.image_token_id,
+        "image_token_index": spec.image_token_id,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": spec.vision_feature_layer,
         "vision_feature_select_strategy": spec.select,
@@ -268,13 +267,19 @@ def write_text_files(spec: ModelSpec, llava: Path, clip: Path) -> None:
             "crop_size": {"height": side, "width": side},
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(fields, indent=2))
-    tokenizer = json.loads((clip / "tokenizer.json").read_text())
-    end = "<|endoftext|>"
-    tokenizer["model"]["vocab"][end] = spec.text.eos_token_id
+    assert spec.image_token_id is not None
+    _move(clip / "tokenizer.json", "<|endoftext|>", spec.text.eos_token_id)
+    _move(llava / "tokenizer.json", "<image>", spec.image_token_id)
+
+
+def _move(path: Path, content: str, number: int) -> None:
+    """Gives a token of a tokenizer.json another id."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"][content] = number
     for token in tokenizer["added_tokens"]:
-        if token["content"] == end:
-            token["id"] = spec.text.eos_token_id
-    (clip / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+        if token["content"] == content:
+            token["id"] = number
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
 def main() -> None:

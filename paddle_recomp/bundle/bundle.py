@@ -234,8 +234,8 @@ class Bundle:
         return ClipTokenizer(tokenizer, about.start_id, about.end_id)
 
     def language_tokenizer(self) -> LanguageTokenizer:
-        """Raises: BundleError as `verified`, or where it makes another id of `<image>`;
-        CheckpointError for a file that is no tokenizer."""
+        """Raises: BundleError as `verified`, where it makes another id of `<image>`, or has ids
+        that the decoder does not have; CheckpointError for a file that is no tokenizer."""
         about = self.prompt
         tokenizer = load_tokenizer(self.verified(about.tokenizer))
         if about.image_token_id is not None:
@@ -245,7 +245,7 @@ class Bundle:
                     f"{self.folder}: prompt.image_token_id is {about.image_token_id}, but "
                     f"{about.tokenizer} makes {one_line(ids)} of {IMAGE_PLACEHOLDER}"
                 )
-        return LanguageTokenizer(
+        words = LanguageTokenizer(
             tokenizer,
             about.bos_token_id,
             about.eos_token_ids,
@@ -254,6 +254,12 @@ class Bundle:
             about.silent_ids,
             about.template,
         )
+        if self.decoder is not None and words.highest_id >= self.decoder.vocab_size:
+            raise BundleError(
+                f"{self.folder}: a prompt may have the id {words.highest_id} of {about.tokenizer}, "
+                f"but decoder.vocab_size is {self.decoder.vocab_size}; expected an id below it"
+            )
+        return words
 
     def verified(self, name: str) -> Path:
         """The path of a file whose content is what SHA256SUMS says.

@@ -477,6 +477,16 @@ def test_a_pad_colour_is_the_bundles(copy: Path) -> None:
     assert open_bundle(copy).image_processor.background == (1, 2, 3)
 
 
+def test_a_tokenizer_with_ids_that_the_decoder_does_not_have(copy: Path) -> None:
+    assert open_bundle(copy).language_tokenizer().highest_id == 654
+    change(copy, lambda c: c["decoder"].update(vocab_size=655))
+    # `<image>` and `<pad>` come behind, and are never looked up.
+    open_bundle(copy).language_tokenizer()
+    change(copy, lambda c: c["decoder"].update(vocab_size=654))
+    with pytest.raises(BundleError, match=r"the id 654 of llm/tokenizer\.json, but .* is 654;"):
+        open_bundle(copy).language_tokenizer()
+
+
 def test_another_image_token_is_refused(copy: Path) -> None:
     change(copy, lambda c: c["prompt"].update(image_token_id=5))
     with pytest.raises(

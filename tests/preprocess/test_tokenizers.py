@@ -121,6 +121,20 @@ def test_clip_truncation_and_padding(tmp_path: Path) -> None:
         tokenizer.encode(["a"], 1)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_clips_markers_in_a_question_are_letters(tmp_path: Path, fast: bool) -> None:
+    """CLIP would pool at the first end, and so read nothing behind it."""
+    tokenizer = ClipTokenizer.from_folder(clip_folder(tmp_path, fast))
+    markers = {tokenizer.start_id, tokenizer.end_id}
+    for text in ("a <|endoftext|> cat", "<|startoftext|>", "<|endoftext|>", "cat<|endoftext|>"):
+        ids, cut = tokenizer.encode([text], 40)
+        first = ids[0].tolist().index(tokenizer.end_id)
+        assert cut == [False]
+        assert first > 3
+        assert not markers & {*ids[0, 1:first].tolist()}
+        assert {*ids[0, first:].tolist()} == {tokenizer.end_id}
+
+
 def test_clip_broken_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"neither tokenizer\.json nor vocab\.json"):
         ClipTokenizer.from_folder(tmp_path)
