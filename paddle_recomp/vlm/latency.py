@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import threading
 import time
 import warnings
@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.errors import ConfigError, RecompWarning
+from paddle_recomp.errors import CheckpointNotFoundError, ConfigError, RecompWarning
+from paddle_recomp.json_files import one_line, read_json
 from paddle_recomp.types import Answer
 from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.front_end import SeenImage
@@ -38,6 +39,8 @@ _FEW = (1, 8)
 """Positions that a further question of a conversation may have; a whole prompt has more."""
 _REMEMBERED = 32
 """Questions that tell how fast the machine is now."""
+_LARGEST = 10**9
+"""Positions that a profile may speak of."""
 _ONE_TOKEN = GenerationConfig(max_new_tokens=1)
 
 Points = tuple[tuple[int, float], ...]
@@ -75,12 +78,16 @@ class LatencyProfile:
     """By positions, behind that KV cache."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.vision < np.inf and 0 < self.question < np.inf and self.past >= 0):
+        if not (0 < self.vision < np.inf and 0 < self.question < np.inf):
             raise ValueError("times are not positive")
+        if not 0 <= self.past <= _LARGEST:
+            raise ValueError("past is no number of positions")
         for points in (self.compress, self.prefill, self.continued):
             counts, seconds = zip(*points, strict=True)
             if not (seconds[0] > 0 and seconds[-1] < np.inf):
                 raise ValueError("times are not positive")
+            if not 1 <= counts[0] <= counts[-1] <= _LARGEST:
+                raise ValueError("counts are no numbers of positions")
             if list(counts) != sorted(set(counts)) or list(seconds) != sorted(seconds):
                 raise ValueError("times do not rise with the counts")
 
@@ -327,7 +334,7 @@ def read_profile(path: Path) -> LatencyProfile | None:
     """A saved profile; None where there is none, or, with a warning, where the file is no
     profile."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, ConfigError)
         points = {
             name: tuple((int(count), float(seconds)) for count, seconds in content[name])
             for name in ("compress", "prefill", "continued")
@@ -340,22 +347,27 @@ def read_profile(path: Path) -> LatencyProfile | None:
             past=int(content["past"]),
             **points,
         )
-    except FileNotFoundError:
+    except CheckpointNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{path} is no latency profile ({error}); the machine is measured again"
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = one_line(error, 200)
+        message = f"{path} is no latency profile ({reason}); the machine is measured again"
         warnings.warn(message, RecompWarning, stacklevel=3)
         return None
 
 
 def keep_profile(profile: LatencyProfile, path: Path) -> None:
     """Writes a profile; a disk that cannot be written is a warning."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # Written under another name first, so that no reader meets half a file; each writer has its
+    # own, because threads and containers that share a disk may have one process number.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written under another name first, so that no reader meets half a file.
-        part.write_text(json.dumps(asdict(profile), indent=2), encoding="utf-8")
-        part.replace(path)
+        try:
+            part.write_text(json.dumps(asdict(profile), indent=2), encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         message = f"{path} cannot be written ({error.strerror}); the next process measures again"
         warnings.warn(message, RecompWarning, stacklevel=3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from paddle_recomp.vlm.latency import (
     token_counts,
 )
 from paddle_recomp.vlm.vlm import VLM
+from tests.threads import at_once
 from tests.vlm.counting import CountingBackend, counting
 
 QUESTION = "what digit is red?"
@@ -292,6 +295,11 @@ def _without(name: str) -> Callable[[dict[str, Any]], object]:
         lambda content: content.update(question=0),
         lambda content: content.update(past=-3),
         lambda content: content.update(continued=[]),
+        lambda content: content.update(vision=10**400),
+        lambda content: content.update(past=10**400),
+        lambda content: content.update(compress=[[1, 10**400]]),
+        lambda content: content.update(compress=[[1, 1.0], [10**400, 2.0]]),
+        lambda content: content.update(compress=[[0, 1.0]]),
         lambda content: content.update(prefill=[]),
         lambda content: content.update(prefill=[[1, 2.0, 3.0]]),
         lambda content: content.update(compress=[[2, 1.0], [1, 2.0]]),
@@ -319,5 +327,27 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for name in ("half.json", "list.json", "."):
         with pytest.warns(RecompWarning, match="no latency profile"):
             assert read_profile(tmp_path / name) is None
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.warns(RecompWarning, match="not a regular file"):
+        assert read_profile(tmp_path / "pipe.json") is None
     with pytest.warns(RecompWarning, match="cannot be written"):
         keep_profile(SLOW, tmp_path / "half.json" / "below.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.warns(RecompWarning, match="cannot be written"):
+        keep_profile(SLOW, tmp_path / "folder.json")
+    assert not list(tmp_path.glob(".*")), "no part stays"
+
+
+def test_threads_keep_one_profile_at_once(tmp_path: Path) -> None:
+    """They have the same process number."""
+    file = tmp_path / "profile.json"
+
+    def keep(_: int) -> None:
+        for _ in range(50):
+            keep_profile(SLOW, file)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        at_once(6, keep)
+    assert read_profile(file) == SLOW
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
