@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import paddle
@@ -19,11 +20,15 @@ from export.float32 import keep_float32
 from export.graphs import LAYERS
 from export.parity import sample_inputs
 from paddle_recomp.backends.paddle_inference import Predictor
+from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.vlm.loading import find_checkpoint
 
+Activation = Literal["quick_gelu", "gelu"]
+GRAPHS: tuple[Graph, ...] = ("vision", "text")
 
-def main(layers: int, activation: str, attention: str, folder: Path) -> dict[str, float]:
+
+def main(layers: int, activation: Activation, attention: str, folder: Path) -> dict[str, float]:
     """The differences."""
     spec = find_checkpoint("demo").spec
     spec = replace(
@@ -33,9 +38,9 @@ def main(layers: int, activation: str, attention: str, folder: Path) -> dict[str
     )
     config = CompressionConfig(attention=attention)
     found: dict[str, float] = {}
-    for graph in ("vision", "text"):
+    for graph in GRAPHS:
         paddle.seed(0)
-        layer = LAYERS[graph][0](spec, config)  # type: ignore[index]
+        layer = LAYERS[graph][0](spec, config)
         layer.eval()
         names, inputs = layer.signature.outputs, sample_inputs(layer.signature.inputs, spec)
         stem = folder / graph
@@ -53,4 +58,6 @@ def main(layers: int, activation: str, attention: str, folder: Path) -> dict[str
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))))
+    layers, activation, attention, folder = sys.argv[1:]
+    found = main(int(layers), cast(Activation, activation), attention, Path(folder))
+    print(json.dumps(found))
