@@ -20,6 +20,7 @@ from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
 
 from .errors import ExportError
+from .float32 import keep_float32
 from .shapes import shapes_of
 
 OPSET = 17
@@ -192,8 +193,10 @@ def main(text: str) -> None:
             write_model(model, Path(job.output))
             del model
         if job.paddle is not None:
-            for end in PADDLE_FILES:
-                (folder / f"{_TRACED}{end}").rename(f"{job.paddle}{end}")
+            program, params = PADDLE_FILES
+            text = keep_float32((folder / f"{_TRACED}{program}").read_text(encoding="utf-8"))
+            Path(f"{job.paddle}{program}").write_text(text, encoding="utf-8", newline="\n")
+            (folder / f"{_TRACED}{params}").rename(f"{job.paddle}{params}")
     del layer
     layer = build(job.graph, checkpoint, config, job.reads)
     if job.output is not None:

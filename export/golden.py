@@ -9,7 +9,6 @@ import json
 import platform
 import shutil
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.vlm.replay import Played, Player
 
 from .samples import shipped_picture
+from .versions import version_of
 
 _NEW_TOKENS = 16
 _TALL = (300, 640)
@@ -76,7 +76,7 @@ def record(bundle: Bundle, cosine: float | None) -> dict[str, str]:
             cases.append(case)
     content = {
         "recorded_by": {
-            "onnxruntime": metadata.version("onnxruntime"),
+            "onnxruntime": version_of("onnxruntime"),
             "machine": platform.machine(),
         },
         "recorded_from": recorded_from,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from .convert import OPSET, PADDLE_FILES
 from .paddle_int8 import PADDLE
 from .plan import ExportPlan
 from .shapes import dtype_of, shapes_of
+from .versions import version_of
 
 CLIP_TOKENIZER, LANGUAGE_TOKENIZER = "clip/tokenizer.json", "llm/tokenizer.json"
 
@@ -45,7 +45,8 @@ def describe(checkpoint: Checkpoint, name: str, plan: ExportPlan) -> dict[str, A
         ],
         "made_by": {
             "paddle_recomp": __version__,
-            **{key: metadata.version(key) for key in ("paddlepaddle", "paddle2onnx", "onnx")},
+            "paddlepaddle": version_of("paddle"),
+            **{name: version_of(name) for name in ("paddle2onnx", "onnx")},
             "opset": OPSET,
         },
         "precision": plan.precision,

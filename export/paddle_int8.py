@@ -26,6 +26,7 @@ import paddle_recomp
 from paddle_recomp.bundle.contract import Graph
 
 from .errors import ExportError
+from .versions import NAMES
 
 if TYPE_CHECKING:
     from .calibration import Samples
@@ -147,7 +148,11 @@ def _lent_packages() -> Iterator[str]:
 
 def check_interpreter(python: Path) -> None:
     """Raises: ExportError when it cannot be run or has another Paddle."""
-    code = "from importlib.metadata import version; print(version('paddlepaddle'))"
+    code = (
+        "from importlib.metadata import distributions\n"
+        f"found = {{one.metadata['Name'].lower(): one.version for one in distributions()}}\n"
+        f"print(*[found[name] for name in {NAMES['paddle']!r} if name in found][:1])"
+    )
     try:
         done = subprocess.run(
             [str(python), "-c", code], capture_output=True, text=True, check=False

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from rich.progress import Progress
 
+from benchmarks.paddle_tokens import choices, compare
 from export import convert, paddle_int8
 from export.__main__ import main as export_main
 from export.build import export_bundle
@@ -25,7 +27,7 @@ from export.paddle_int8 import check_target
 from export.parity import sample_inputs
 from export.verify import verify_bundle
 from paddle_recomp.backends.paddle_inference import PaddleInferenceBackend
-from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle, write_checksums
+from paddle_recomp.bundle import MANIFEST, SUMS, Bundle, open_bundle, write_checksums
 from paddle_recomp.bundle.contract import INPUTS, Graph
 from paddle_recomp.commands.main import main
 from paddle_recomp.config import TokenBudget
@@ -180,12 +182,23 @@ def test_the_compressor_stays_in_float32(
     found, expected = bf16.run("compress", given), fp32.run("compress", given)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
-    for graph, name in (("vision", "features"), ("text", "text_embeds")):
-        pair = [b.run(graph, wanted(graph, inputs))[name] for b in (fp32, bf16)]  # type: ignore[arg-type]
-        difference = np.abs(pair[0] - pair[1]).max() / np.abs(pair[0]).max()
-        assert 1e-4 < difference < 0.05, f"{graph} is not in bfloat16"
+    pair = [b.run("vision", wanted("vision", inputs))["features"] for b in (fp32, bf16)]
+    difference = np.abs(pair[0] - pair[1]).max() / np.abs(pair[0]).max()
+    assert 1e-4 < difference < 0.01, "vision is not in bfloat16"
     one_shot = bf16.run("encoder", wanted("encoder", inputs))
     assert one_shot["token_count"].shape == (4,)
+
+
+@has_bf16
+def test_bfloat16_keeps_the_patches_that_float32_keeps(paddle_bundle: Bundle) -> None:
+    """With everything in bfloat16 the overlap was .84, with the last layer in float32 .95."""
+    expected, found = (
+        choices(paddle_bundle, name, 60, TokenBudget(tokens=32), Progress(disable=True))
+        for name in ("fp32", "bf16")
+    )
+    agreement = compare(expected, found)
+    assert agreement.overlap >= 0.97
+    assert agreement.same_counts >= 0.4
 
 
 def test_without_the_fused_graph_the_others_do_what_it_does(
@@ -366,7 +379,7 @@ def test_int8_meets_its_target(paddle_bundle: Bundle, tmp_path: Path) -> None:
     assert bundle.paddle is not None
     assert bundle.paddle.precisions == ("fp32", "bf16", "int8")
     for name, data in content(paddle_bundle.folder).items():
-        assert name == MANIFEST or made[0][name] == data
+        assert name in (MANIFEST, SUMS) or made[0][name] == data
     cosine = json.loads(made[0][MANIFEST])["paddle"]["int8"]["cosine"]
     assert cosine.keys() == {"features", "keys", "patch_embeds", "text_embeds"}
     assert all(0.999 <= value < 1 for value in cosine.values())
