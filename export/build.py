@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from paddle_recomp.bundle import Bundle, open_bundle
+from paddle_recomp.vlm.checkpoint_inputs import language_side, question_tokenizer
 from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT
-from paddle_recomp.vlm.loading import find_checkpoint, language_side, question_tokenizer
+from paddle_recomp.vlm.loading import find_checkpoint
 
 from .accuracy import Outcome
 from .manifest import describe

@@ -18,8 +18,8 @@ from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import ConfigError, FeatureError
 from paddle_recomp.preprocess import ClipTokenizer, ImageProcessor
+from paddle_recomp.vlm.checkpoint_inputs import language_side
 from paddle_recomp.vlm.front_end import pad_words
-from paddle_recomp.vlm.loading import language_side
 
 from .errors import ExportError
 from .samples import calibration_pictures, calibration_questions

@@ -11,7 +11,7 @@ import numpy as np
 from paddle_recomp.bundle import MANIFEST, Bundle
 from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.vlm.loading import language_side, question_tokenizer
+from paddle_recomp.vlm.checkpoint_inputs import language_side, question_tokenizer
 
 from .manifest import facts_of
 

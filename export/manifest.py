@@ -14,13 +14,13 @@ from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
 from paddle_recomp.preprocess import QuestionSource
-from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import (
+from paddle_recomp.vlm.checkpoint_inputs import (
     image_processor,
     language_side,
     question_begin,
     question_tokenizer,
 )
+from paddle_recomp.vlm.fingerprints import projector_checksum
 
 from .accuracy import TOWERS
 from .calibration import Quantisation, Samples

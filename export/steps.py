@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, SCORES, Graph
 from paddle_recomp.checkpoint import Checkpoint
-from paddle_recomp.vlm.loading import image_processor, language_side, question_tokenizer
+from paddle_recomp.vlm.checkpoint_inputs import image_processor, language_side, question_tokenizer
 
 from .accuracy import Outcome, describe_outcome, quantise_towers, scales_of
 from .calibration import Quantisation, Samples, load_samples, words_of

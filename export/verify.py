@@ -19,13 +19,9 @@ from paddle_recomp.bundle.comparison import Comparison, mean_cosine, relative_di
 from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, TOKENS
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.errors import DeviceError, RecompWarning
+from paddle_recomp.vlm.checkpoint_inputs import image_processor, question_tokenizer
 from paddle_recomp.vlm.fingerprints import projector_checksum
-from paddle_recomp.vlm.loading import (
-    config_of,
-    find_checkpoint,
-    image_processor,
-    question_tokenizer,
-)
+from paddle_recomp.vlm.loading import config_of, find_checkpoint
 
 from .calibration import words_of
 from .choices import budgets, compare_kept

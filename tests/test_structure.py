@@ -148,7 +148,7 @@ BESIDE = {
     "vlm/demo.py": "the folders of the embedded model",
     "vlm/fingerprints.py": "the name of the file with the latency profile",
     "vlm/machine.py": "as vlm/fingerprints.py",
-    "vlm/about.py": "names the runtimes, for reports and fingerprints",
+    "vlm/runtimes.py": "names the runtimes, for reports and fingerprints",
     "vlm/latency.py": "budgets that are a time; others pass through unchanged",
     "backends/base.py": "checks for NaN",
     "backends/sessions.py": "the options of ONNX Runtime",

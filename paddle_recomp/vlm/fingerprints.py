@@ -16,8 +16,8 @@ from paddle_recomp.bundle import Bundle
 from paddle_recomp.bundle.contract import ARRAYS
 from paddle_recomp.checkpoint import Checkpoint, ModelSpec
 from paddle_recomp.compression.config import CompressionConfig
-from paddle_recomp.vlm.about import Runtime, versions
 from paddle_recomp.vlm.machine import this_machine
+from paddle_recomp.vlm.runtimes import Runtime, versions
 
 FEATURES_FORMAT, LATENCY_FORMAT = 2, 2
 """Raised when a version computes other features, or measures another time, for the same key."""

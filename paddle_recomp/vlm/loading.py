@@ -10,28 +10,21 @@ from pathlib import Path
 from paddle_recomp.backends.base import Backend
 from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
 from paddle_recomp.bundle.contract import PIPELINE, VISION_OUTPUTS, Graph
-from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint, prompt_format
+from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import METHODS
-from paddle_recomp.errors import (
-    BundleError,
-    CheckpointError,
-    ConfigError,
-    MissingDependencyError,
-)
+from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
 from paddle_recomp.json_files import shown
 from paddle_recomp.llm.base import LanguageModel
-from paddle_recomp.preprocess import (
-    IMAGE_PLACEHOLDER,
-    ChatTemplate,
-    ClipTokenizer,
-    ImageProcessor,
-    LanguageTokenizer,
-    QuestionSource,
-)
-from paddle_recomp.vlm.about import BACKENDS, decoder_provider, runtimes
+from paddle_recomp.preprocess import ChatTemplate
 from paddle_recomp.vlm.answering import Answerer
 from paddle_recomp.vlm.cached_backend import CachedBackend
+from paddle_recomp.vlm.checkpoint_inputs import (
+    image_processor,
+    language_side,
+    question_begin,
+    question_tokenizer,
+)
 from paddle_recomp.vlm.demo import DEMO, DEMO_CHECKPOINT, demo_bundle_folder, demo_folder
 from paddle_recomp.vlm.feature_cache import FeatureCache
 from paddle_recomp.vlm.fingerprints import (
@@ -42,6 +35,7 @@ from paddle_recomp.vlm.fingerprints import (
 )
 from paddle_recomp.vlm.front_end import VisualFrontEnd
 from paddle_recomp.vlm.model_info import ModelInfo
+from paddle_recomp.vlm.runtimes import BACKENDS, decoder_provider, runtimes
 from paddle_recomp.vlm.vlm import VLM
 
 OnBytes = Callable[[int], None]
@@ -221,80 +215,6 @@ def chat_template(model: Checkpoint | Bundle) -> ChatTemplate:
     if isinstance(model, Bundle):
         return model.template
     return language_side(model)[1]
-
-
-def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTemplate]:
-    """The tokenizer of a checkpoint's language model, and its chat template.
-
-    The token that begins a text is the tokenizer's, and no piece has it, even where the template in
-    the checkpoint writes it; unless the tokenizer adds none: then it is the template's.
-
-    Raises: CheckpointError, ConfigError, MissingDependencyError; as `prompt_format`."""
-    wanted = prompt_format(checkpoint)
-    written = replace(wanted.template, begin=wanted.beginning + wanted.template.begin)
-    ends = checkpoint.spec.language.eos_token_ids
-    words = LanguageTokenizer.from_folder(checkpoint.model_dir, written, ends)
-    _check_vocabulary(checkpoint, words)
-    return words, written if words.bos_token_id is None else wanted.template
-
-
-def _check_vocabulary(checkpoint: Checkpoint, words: LanguageTokenizer) -> None:
-    """More rows than ids are padding. `<image>` and the padding token need no row, because they are
-    never looked up.
-
-    Raises: CheckpointError for a tokenizer that does not belong to the language model."""
-    rows, place = checkpoint.spec.language.vocab_size, checkpoint.spec.image_token_id
-    if words.highest_id >= rows:
-        raise CheckpointError(
-            f"{checkpoint.model_dir}: a prompt may have the tokenizer's id {words.highest_id}, but "
-            f"the language model's vocab_size is {rows}; expected an id below it"
-        )
-    if None not in (place, words.image_token_id) and place != words.image_token_id:
-        raise CheckpointError(
-            f"{checkpoint.model_dir}: image_token_index is {place}, but the tokenizer's id of "
-            f"{IMAGE_PLACEHOLDER} is {words.image_token_id}"
-        )
-
-
-def question_tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
-    """The tokenizer of a checkpoint's text tower.
-
-    Raises: CheckpointError, CheckpointNotFoundError; CheckpointError where it is not the tower's:
-    it ends a text by another id than that at which the tower pools, or has ids without a row."""
-    tokenizer, text = ClipTokenizer.from_folder(checkpoint.clip_dir), checkpoint.spec.text
-    if not text.pools_at_highest_id and tokenizer.end_id != text.eos_token_id:
-        raise CheckpointError(
-            f"{checkpoint.clip_dir}: the tokenizer ends a text by the id {tokenizer.end_id}, but "
-            f"text_config.eos_token_id, where CLIP pools, is {text.eos_token_id}"
-        )
-    if tokenizer.highest_id >= text.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.clip_dir}: the tokenizer has the id {tokenizer.highest_id}, but "
-            f"text_config.vocab_size is {text.vocab_size}; expected an id below it"
-        )
-    return tokenizer
-
-
-def question_begin(checkpoint: Checkpoint, source: QuestionSource) -> str:
-    """What stands in front of a prompt's first line where CLIP reads that: see `clip_text`.
-
-    Raises: as `language_side`."""
-    return language_side(checkpoint)[0].begin if source == "prompt_first_line" else ""
-
-
-def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
-    """The preparation of pictures that a checkpoint asks for.
-
-    Raises: CheckpointError."""
-    own = any(
-        (checkpoint.model_dir / name).is_file()
-        for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    return ImageProcessor.from_folder(
-        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
-        checkpoint.model_dir if own else checkpoint.clip_dir,
-        aspect="pad" if checkpoint.spec.pad_to_square else None,
-    )
 
 
 def _language_checkpoint(

@@ -14,8 +14,8 @@ from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.errors import BundleError, BundleNotFoundError
 from paddle_recomp.json_files import read_bytes
-from paddle_recomp.vlm.about import Runtime, versions
 from paddle_recomp.vlm.fingerprints import projector_checksum
+from paddle_recomp.vlm.runtimes import Runtime, versions
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from paddle_recomp.checkpoint.templates import special_tokens
 from paddle_recomp.errors import CheckpointError, ConfigError
 from paddle_recomp.preprocess import TEMPLATES, ChatTemplate, Turn, render
 from paddle_recomp.preprocess.jinja_template import JinjaTemplate
+from paddle_recomp.vlm.checkpoint_inputs import language_side
 from paddle_recomp.vlm.demo import demo_folder
-from paddle_recomp.vlm.loading import find, language_side
+from paddle_recomp.vlm.loading import find
 from tests.golden import template_cases as cases
 
 from .conftest import Folder, Rewrite

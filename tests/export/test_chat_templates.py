@@ -13,8 +13,9 @@ from export.plan import ExportPlan
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.errors import BundleError
 from paddle_recomp.preprocess import Turn, render
+from paddle_recomp.vlm.checkpoint_inputs import language_side
 from paddle_recomp.vlm.demo import demo_bundle_folder, demo_folder
-from paddle_recomp.vlm.loading import find_checkpoint, language_side
+from paddle_recomp.vlm.loading import find_checkpoint
 from tests.bundle.conftest import change
 from tests.bundle_reader import Reader
 from tests.golden import template_cases as cases

@@ -27,7 +27,8 @@ from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.bundle.contract import OUTPUTS
 from paddle_recomp.errors import ConfigError, FeatureError, ImageNotFoundError
 from paddle_recomp.preprocess import ClipTokenizer
-from paddle_recomp.vlm.loading import find_checkpoint, image_processor
+from paddle_recomp.vlm.checkpoint_inputs import image_processor
+from paddle_recomp.vlm.loading import find_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from paddle_recomp.compression.config import DEFAULT_METHOD, PRESETS, Compressio
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.config import TowerOptions
 from paddle_recomp.vlm import fingerprints
-from paddle_recomp.vlm.about import Runtime, runtimes
 from paddle_recomp.vlm.demo import demo_folder
 from paddle_recomp.vlm.fingerprints import feature_shapes, latency_file, tower_key
 from paddle_recomp.vlm.loading import find, find_checkpoint, load
 from paddle_recomp.vlm.machine import Machine, this_machine
+from paddle_recomp.vlm.runtimes import Runtime, runtimes
 
 OUTPUTS = VISION_OUTPUTS[:4]
 

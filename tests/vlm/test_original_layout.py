@@ -16,10 +16,10 @@ from paddle_recomp.checkpoint.shards import read_weights
 from paddle_recomp.checkpoint.tensors import load as load_tensor
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.config import GenerationConfig, TokenBudget
-from paddle_recomp.vlm.about import Runtime
 from paddle_recomp.vlm.demo import demo_folder
 from paddle_recomp.vlm.fingerprints import tower_key
 from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
+from paddle_recomp.vlm.runtimes import Runtime
 from paddle_recomp.vlm.vlm import VLM
 from tests.checkpoint.conftest import ORIGINAL_CONFIG
 from tests.checkpoint.writers import write_json, write_torch

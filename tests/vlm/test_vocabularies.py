@@ -16,9 +16,10 @@ from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.config import GenerationConfig, TokenBudget
 from paddle_recomp.errors import CheckpointError
 from paddle_recomp.preprocess import IMAGE_TOKEN, Prompt
+from paddle_recomp.vlm.checkpoint_inputs import language_side, question_tokenizer
 from paddle_recomp.vlm.conversation import Mode
 from paddle_recomp.vlm.demo import demo_folder
-from paddle_recomp.vlm.loading import find_checkpoint, language_side, load, question_tokenizer
+from paddle_recomp.vlm.loading import find_checkpoint, load
 from paddle_recomp.vlm.vlm import VLM
 from tests.vlm.test_conversation import Scripted, answer_ids
 
