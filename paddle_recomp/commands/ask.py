@@ -21,7 +21,7 @@ from paddle_recomp.commands.printing import PlainConsole, write_json
 from paddle_recomp.commands.reports import answer_dict, print_answer, working
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import check_output, save_answer
-from paddle_recomp.preprocess import check_question, crop_box, load_image
+from paddle_recomp.preprocess import check_question, crop_box, load_images
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
 
@@ -46,7 +46,7 @@ def ask(
             with progress_bar(console, "measuring") as on_step:
                 vlm.latency(on_step)
         with working(console, "answering"):
-            answer = vlm.ask(images, question, budget, generation)
+            answer = vlm.ask(pictures, question, budget, generation)
     if as_json:
         boxes = [crop_box(picture.size, vlm.front_end.image_processor) for picture in pictures]
         found = answer_dict(images, boxes, question, answer, vlm)
@@ -68,7 +68,7 @@ def check_inputs(images: Sequence[Path], question: str, output: Path | None) -> 
     if not images and output is not None:
         raise ConfigError(f"{output}: there is no picture to draw on")
     check_question(question, len(images))
-    pictures = [load_image(image) for image in images]
+    pictures = load_images(images)
     if output is not None:
         check_output(output)
     return pictures

@@ -64,7 +64,7 @@ def explain(
         with working(console, "compressing"):
             asked = check_question(question, len(images))
             text = front_end.text_of(asked, len(images), template_of(found))
-            (chosen,) = front_end.compress([front_end.see(images)], [text], wanted)
+            (chosen,) = front_end.compress([front_end.see(pictures)], [text], wanted)
     processor = front_end.image_processor
     save_answer(output, pictures, chosen.compressed, front_end.stages, processor, question)
     write_text(str(output))

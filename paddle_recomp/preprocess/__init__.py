@@ -16,7 +16,7 @@ from paddle_recomp.preprocess.chat_template import (
     without_images,
 )
 from paddle_recomp.preprocess.image_processor import Box, ImageProcessor, crop_box
-from paddle_recomp.preprocess.images import ImageSource, load_image
+from paddle_recomp.preprocess.images import ImageSource, load_image, load_images
 from paddle_recomp.preprocess.known_templates import TEMPLATES
 from paddle_recomp.preprocess.prompt_ids import IMAGE_TOKEN
 from paddle_recomp.preprocess.tokenizers import (
@@ -47,6 +47,7 @@ __all__ = [
     "crop_box",
     "first_line",
     "load_image",
+    "load_images",
     "load_tokenizer",
     "render",
     "spoken",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+from collections.abc import Sequence
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -21,6 +22,9 @@ programs."""
 
 MAX_PIXELS = 50_000_000
 """The largest picture that is decoded by default."""
+
+_LARGEST_PIPE = 256_000_000
+"""Bytes of a picture that comes through a pipe."""
 
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -49,8 +53,19 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
             f"a picture is of type {type(source).__name__}; expected a path, the bytes of a file, "
             "or a Pillow image"
         )
+    name = repr(os.fspath(source))
     with _open_file(source) as file:
-        return _read(file, repr(os.fspath(source)), max_pixels)
+        return _read(file if file.seekable() else _whole(file, name), name, max_pixels)
+
+
+def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
+    """`load_image` of each; a path that comes twice is read once, and gives the same object."""
+    loaded: dict[object, Image.Image] = {}
+    keys = [one if isinstance(one, str | os.PathLike) else id(one) for one in sources]
+    for key, source in zip(keys, sources, strict=True):
+        if key not in loaded:
+            loaded[key] = load_image(source)
+    return [loaded[key] for key in keys]
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -63,6 +78,14 @@ def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise ImageNotFoundError(f"there is no picture at {name}") from None
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _whole(file: BinaryIO, name: str) -> BinaryIO:
+    """What a pipe has to say, which can be read only once."""
+    content = file.read(_LARGEST_PIPE + 1)
+    if len(content) > _LARGEST_PIPE:
+        raise ImageError(f"{name} has more than {_LARGEST_PIPE} bytes")
+    return io.BytesIO(content)
 
 
 def _read(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
+import threading
 import warnings
 import zlib
 from functools import partial
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 from paddle_recomp.errors import ImageError, ImageNotFoundError
-from paddle_recomp.preprocess import load_image
+from paddle_recomp.preprocess import load_image, load_images
 from tests.threads import at_once
 
 RED = (200, 30, 40)
@@ -298,3 +300,22 @@ def test_float_greys(values: list[float], expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], dtype=np.float32))
     assert image.mode == "F"
     np.testing.assert_allclose(np.asarray(load_image(image))[0, :, 0], expected, atol=1)
+
+
+def test_a_pipe_and_a_path_that_comes_twice(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    content = file_bytes(noise(), "PNG")
+    writer = threading.Thread(target=path.write_bytes, args=[content])
+    writer.start()
+    first, second = load_images([path, path])
+    writer.join()
+    assert first is second
+    np.testing.assert_array_equal(np.asarray(first), np.asarray(noise()))
+
+    monkeypatch.setattr("paddle_recomp.preprocess.images._LARGEST_PIPE", len(content) - 1)
+    writer = threading.Thread(target=path.write_bytes, args=[content])
+    writer.start()
+    with pytest.raises(ImageError, match=r"pipe\.png' has more than \d+ bytes"):
+        load_image(path)
+    writer.join()

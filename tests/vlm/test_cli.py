@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,17 @@ def test_a_checkpoint_with_a_missing_key_is_named(
     assert main(["ask", str(picture), QUESTION, "--model", str(model)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "norm.weight" in line
+
+
+def test_a_picture_may_come_through_a_pipe(picture: Path, tmp_path: Path) -> None:
+    """It can be read only once."""
+    overlay = tmp_path / "why.png"
+    command = f"{sys.executable} -m paddle_recomp.commands.main"
+    asked = f"{command} ask <(cat '{picture}') '{QUESTION}' --json --overlay '{overlay}'"
+    piped = subprocess.run(["bash", "-c", asked], capture_output=True, check=True)
+    plain = [*command.split(), "ask", str(picture), QUESTION, "--json"]
+    file = subprocess.run(plain, capture_output=True, check=True)
+    first, second = (json.loads(done.stdout) for done in (piped, file))
+    for name in ("answer", "token_ids", "visual_tokens"):
+        assert first[name] == second[name]
+    assert overlay.stat().st_size > 1000

@@ -9,7 +9,7 @@ import typer
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.options import AnswerOptions, ImagesArgument, with_options
 from paddle_recomp.commands.printing import PlainConsole
-from paddle_recomp.preprocess import load_image
+from paddle_recomp.preprocess import load_images
 from paddle_recomp.vlm.conversation import DEFAULT_MODE, check_mode
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
@@ -26,9 +26,8 @@ def chat(
 
     budget, generation = options.budget.build(), options.generation.build()
     check_mode(mode)
-    for image in images:
-        load_image(image)
+    pictures = load_images(images)
     features = FeatureCache(folder=options.cache)
     with quiet_paddle(), warnings_as_lines():
         vlm = options.load(PlainConsole(stderr=True), features)
-        run(ChatSession(vlm, PlainConsole(), images, mode, budget, generation))
+        run(ChatSession(vlm, PlainConsole(), pictures, mode, budget, generation))
