@@ -46,7 +46,13 @@ def ask(
             with progress_bar(console, "measuring") as on_step:
                 vlm.latency(on_step)
         with working(console, "answering"):
-            answer = vlm.ask(pictures, question, budget, generation)
+            # A file is read again, because reading it is part of the time to the first token. A
+            # pipe can be read only once.
+            given = [
+                file if file.is_file() else picture
+                for file, picture in zip(images, pictures, strict=True)
+            ]
+            answer = vlm.ask(given, question, budget, generation)
     if as_json:
         boxes = [crop_box(picture.size, vlm.front_end.image_processor) for picture in pictures]
         found = answer_dict(images, boxes, question, answer, vlm)
