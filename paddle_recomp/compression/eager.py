@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from paddle_recomp.compression import lazy_paddle as paddle
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.method import MethodInputs
@@ -43,4 +45,4 @@ def _all_finite(x: Tensor) -> bool:
     """Whether no number is NaN or infinite."""
     # A sum is finite only if all numbers are. It is far cheaper than to look at each, which is left
     # for numbers so large that only their sum is infinite.
-    return bool(paddle.isfinite(x.sum())) or bool(paddle.isfinite(x).all())
+    return math.isfinite(float(x.sum())) or bool(paddle.isfinite(x).all())
