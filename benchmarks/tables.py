@@ -36,11 +36,17 @@ def comparison(report: dict[str, Any]) -> str:
             if isinstance(row, dict):
                 gone = row["dropped_by_visual"]
                 lines.append(
-                    f"| {budget} | {name} | {row['mean_tokens']:.1f} | {row['accuracy']:.1f} | "
+                    f"| {budget} | {name} | {row['mean_tokens']:.1f} | {accuracy(row)} | "
                     + ("–" if gone is None else f"{gone:.1f} ({dropped} questions)")
                     + f" | {row['object_patches_kept']:.1f} |"
                 )
     return "\n".join(lines)
+
+
+def accuracy(row: dict[str, Any]) -> str:
+    """A mean over seeds is followed by the lowest and the highest accuracy of a seed."""
+    seeds = row.get("accuracy_by_seed")
+    return f"{row['accuracy']:.1f}" + (f" ({min(seeds):.1f}–{max(seeds):.1f})" if seeds else "")
 
 
 def by_kind(report: dict[str, Any], budget: str) -> str:

@@ -291,6 +291,12 @@ def test_non_finite_features_are_refused(field: str, value: float) -> None:
         compress(vision._replace(**{field: broken}), text)
 
 
+def test_numbers_whose_sum_is_infinite_are_finite() -> None:
+    vision, text = random_vision(seed=0)
+    large = vision._replace(keys=paddle.full_like(vision.keys, 3e38))
+    assert int(compress(large, text, budget=TokenBudget(tokens=9)).count[0]) == 9
+
+
 def test_bad_budgets_are_refused() -> None:
     vision, text = random_vision(seed=0)
     with pytest.raises(ConfigError, match=r"100.*64 patches"):
