@@ -38,7 +38,6 @@ rounding them sometimes changes the choice of patches (docs/numbers.md)."""
 SUFFIX = ".features"
 MAGIC = b"recomp features 2\n"
 _HEAD = len(MAGIC) + hashlib.sha256().digest_size
-_WHOLE = re.compile(rf"[0-9A-Za-z]+{re.escape(SUFFIX)}")
 _PART = re.compile(rf"\.[0-9A-Za-z]+\.[0-9a-f]{{16}}{re.escape(SUFFIX)}")
 """A file that is being written, or that a killed process has left."""
 
@@ -182,7 +181,7 @@ class FeatureCache:
         found = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not (_WHOLE.fullmatch(entry.name) or _PART.fullmatch(entry.name)):
+                if not entry.name.endswith(SUFFIX):
                     continue
                 with suppress(FileNotFoundError):  # Another process trims, too.
                     about = entry.stat(follow_symlinks=False)
