@@ -31,7 +31,7 @@ from paddle_recomp.vlm.loading import load_front_end
 from .exports import Exports, graphs_of
 from .test_export import content
 
-GUARDED = {"features", "keys", "patch_embeds", "text_embeds"}
+GUARDED = {"features", "keys", "patch_embeds", "text_embeds", "visual_score"}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_an_int8_bundle_is_small_close_and_says_what_it_is(
     assert len(fields["quantisation"]["pictures"]["sha256"]) == 64
     assert fields["quantised"]["cosine"].keys() == GUARDED
     assert all(0.999 <= value <= 1 for value in fields["quantised"]["cosine"].values())
+    assert 0.85 <= fields["quantised"]["overlap"] < 1
     model = onnx.load(bundle.folder / "encoder.onnx")
     metadata = {item.key: item.value for item in model.metadata_props}
     assert metadata["recomp.precision"] == "int8"
