@@ -33,9 +33,9 @@ def compare_facts(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Comparison
         found = {key: value for key, value in manifest[name].items() if key in known}
         yield _same(MANIFEST, name, found == json.loads(json.dumps(expected)))
     for name, about in manifest["compress"]["graphs"].items():
-        wanted = [(stage.name, stage.kind) for stage in get_method(about["method"]).stages]
+        expected_stages = [(stage.name, stage.kind) for stage in get_method(about["method"]).stages]
         stages = [(stage["name"], stage["kind"]) for stage in about["stages"]]
-        yield _same(MANIFEST, f"stages of {name}", stages == wanted)
+        yield _same(MANIFEST, f"stages of {name}", stages == expected_stages)
     clip = question_tokenizer(checkpoint).to_json()
     words = language_side(checkpoint)[0].to_json()
     for file, text in ((bundle.question.tokenizer, clip), (bundle.prompt.tokenizer, words)):
