@@ -11,18 +11,31 @@ import numpy as np
 from paddle_recomp.bundle import MANIFEST, Bundle
 from paddle_recomp.bundle.comparison import Comparison
 from paddle_recomp.checkpoint import Checkpoint
+from paddle_recomp.compression.registry import get_method
 from paddle_recomp.vlm.checkpoint_inputs import language_side, question_tokenizer
 
+from .decoder.write import describe_decoder
 from .manifest import facts_of
+
+_OPTIONAL = {"question": ("begin",)}
+"""Fields that a section has only for some checkpoints."""
 
 
 def compare_facts(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Comparison]:
     """The sections of recomp.json that prepare inputs, both tokenizers, and the table of words."""
     manifest = json.loads(bundle.verified(MANIFEST).read_text(encoding="utf-8"))
-    for name, expected in facts_of(checkpoint, bundle.question_source).items():
+    facts = facts_of(checkpoint, bundle.question_source)
+    if bundle.decoder is not None:
+        facts["decoder"] = describe_decoder(checkpoint, bundle.decoder.precision)
+    for name, expected in facts.items():
         # A later export may have added fields to a section.
-        found = {key: manifest[name].get(key) for key in expected}
+        known = {*expected, *_OPTIONAL.get(name, ())}
+        found = {key: value for key, value in manifest[name].items() if key in known}
         yield _same(MANIFEST, name, found == json.loads(json.dumps(expected)))
+    for name, about in manifest["compress"]["graphs"].items():
+        expected_stages = [(stage.name, stage.kind) for stage in get_method(about["method"]).stages]
+        stages = [(stage["name"], stage["kind"]) for stage in about["stages"]]
+        yield _same(MANIFEST, f"stages of {name}", stages == expected_stages)
     clip = question_tokenizer(checkpoint).to_json()
     words = language_side(checkpoint)[0].to_json()
     for file, text in ((bundle.question.tokenizer, clip), (bundle.prompt.tokenizer, words)):

@@ -36,6 +36,10 @@ EDITS: dict[str, Callable[[Any], object]] = {
     "question": lambda content: content["question"].update(start_id=5),
     "prompt": lambda content: content["prompt"]["template"].update(before_answer="YY"),
     "sizes": lambda content: content["sizes"].update(joint_width=7),
+    "decoder": lambda content: content["decoder"].update(context=99),
+    "stages of recoverable": lambda content: content["compress"]["graphs"]["recoverable"][
+        "stages"
+    ].reverse(),
 }
 
 
@@ -43,6 +47,11 @@ EDITS: dict[str, Callable[[Any], object]] = {
 def test_a_changed_section_is_seen(section: str, demo_copy: Path) -> None:
     change(demo_copy, EDITS[section])
     assert broken(demo_copy) == [section]
+
+
+def test_a_field_that_the_checkpoint_does_not_give_is_seen(demo_copy: Path) -> None:
+    change(demo_copy, lambda content: content["question"].update(begin="A chat. "))
+    assert broken(demo_copy) == ["question"]
 
 
 def test_a_later_field_is_no_difference(demo_copy: Path) -> None:

@@ -31,7 +31,7 @@ from paddle_recomp.vlm.loading import load_front_end
 from .exports import Exports, graphs_of
 from .test_export import content
 
-GUARDED = {"features", "keys", "patch_embeds", "text_embeds"}
+GUARDED = {"features", "keys", "patch_embeds", "text_embeds", "visual_score"}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_an_int8_bundle_is_small_close_and_says_what_it_is(
     assert len(fields["quantisation"]["pictures"]["sha256"]) == 64
     assert fields["quantised"]["cosine"].keys() == GUARDED
     assert all(0.999 <= value <= 1 for value in fields["quantised"]["cosine"].values())
+    assert 0.85 <= fields["quantised"]["overlap"] < 1
     model = onnx.load(bundle.folder / "encoder.onnx")
     metadata = {item.key: item.value for item in model.metadata_props}
     assert metadata["recomp.precision"] == "int8"
@@ -164,6 +165,7 @@ def test_scales_are_reused_whatever_is_measured_on(
     with graphs_of(demo_bundle):
         for name, given in (("reused", ["--scales", str(first / SCALES)]), ("own", [])):
             arguments = ["--precision", "int8", "--calibrate", str(picture.parent), *given]
+            arguments += ["--target-overlap", "0"]
             if name == "own":
                 arguments += ["--quantization", "static"]
             assert main([*arguments, "--out", str(tmp_path / name / "bundle")]) == 0
@@ -331,7 +333,7 @@ def test_a_target_that_cannot_be_met_leaves_the_old_bundle(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1, lines
     assert "'vision' cannot be INT8" in lines[0]
-    assert "reaches 0.9999" in lines[0]
+    assert "reaches 0.999" in lines[0]
     assert content(copy) == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,12 +51,13 @@ def test_the_costliest_layers_stay_in_float_until_the_target_is_met(
 ) -> None:
     few = {graph: feeds[:3] for graph, feeds in samples.feeds.items()}
     samples = replace(samples, feeds=few)
-    plain = quantise_towers(copy_of(copy, "plain"), Quantisation(kind=kind), samples)
+    wanted = Quantisation(kind=kind, target_overlap=0)
+    plain = quantise_towers(copy_of(copy, "plain"), wanted, samples)
     assert plain.in_float == {"vision": [], "text": []}
     assert not plain.ranking
     target = (1 + min(plain.cosine.values())) / 2
     folder = copy_of(copy, "strict")
-    outcome = quantise_towers(folder, Quantisation(kind=kind, target_cosine=target), samples)
+    outcome = quantise_towers(folder, replace(wanted, target_cosine=target), samples)
     assert min(outcome.cosine.values()) >= target
     costly = [row.layer for row in outcome.ranking if row.graph == "vision"]
     assert set(outcome.in_float["vision"]) == set(costly[: len(outcome.in_float["vision"])])
@@ -71,6 +74,54 @@ def test_the_costliest_layers_stay_in_float_until_the_target_is_met(
         for weight in weights:
             assert weight in names
             assert f"{weight}.int8" not in names
+
+
+def test_the_choice_of_patches_is_held_to_a_target(copy: Path, samples: Samples) -> None:
+    """Layers go back into float for it, whatever the cosines are."""
+    few = replace(samples, feeds={graph: feeds[:2] for graph, feeds in samples.feeds.items()})
+    plain = quantise_towers(copy_of(copy, "plain"), Quantisation(target_overlap=0), few)
+    assert 0 < plain.overlap < 1
+    assert not plain.ranking
+    with pytest.raises(
+        ExportError, match=r"an overlap of the patches kept of 1: overlap reaches 0"
+    ):
+        quantise_towers(copy_of(copy, "strict"), Quantisation(target_overlap=1), few)
+
+
+def without_bias(graph: OnnxGraph, *rest: Any) -> OnnxGraph:
+    """Quantises, and loses the numbers of a bias."""
+    made, name = quantise(graph, *rest), "vision_tower.encoder.layers.2.mlp.fc2.bias"
+    if name in made.constants:
+        made.constants[name] = np.zeros_like(made.constants[name])
+    return made
+
+
+def without_addition(graph: OnnxGraph, *rest: Any) -> OnnxGraph:
+    """Quantises, and loses the node that adds a bias."""
+    made, name = quantise(graph, *rest), "vision_tower.encoder.layers.2.mlp.fc2.bias"
+    for node in made.nodes:
+        if name in node.input:
+            (value,) = {*node.input} - {name}
+            made.replace({node.output[0]: value})
+    made.remove_unused()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("faulty", "says"), [(without_bias, r"fc2\.bias"), (without_addition, r"fc2\.bias|nodes")]
+)
+def test_what_is_lost_besides_rounding_is_refused(
+    faulty: Callable[..., OnnxGraph],
+    says: str,
+    copy: Path,
+    samples: Samples,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It costs no more than INT8 itself, so that no target sees it."""
+    monkeypatch.setattr("export.accuracy.quantise", faulty)
+    loose = Quantisation(target_cosine=0.9995, target_overlap=0.8)
+    with pytest.raises(ExportError, match=says):
+        quantise_towers(copy, loose, samples)
 
 
 def copy_of(folder: Path, name: str) -> Path:
