@@ -131,7 +131,7 @@ def test_verification_covers_paddle_inference(
         assert {row["stage"] for row in rows if row["runtime"] == runtime} >= set(GRAPHS)
     if paddle.base.core.supports_bfloat16_fast_performance():
         bf16 = [row for row in rows if row["runtime"] == "paddle bf16"]
-        assert {row["batch"] for row in bf16} == {1, 3, 8}
+        assert {row["batch"] for row in bf16} >= {1, 3, 8}
         assert {row["measure"] for row in bf16} >= {"cosine", "overlap"}
 
 
