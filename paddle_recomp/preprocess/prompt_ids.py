@@ -162,10 +162,13 @@ class PromptEncoder:
             for left, right in model["merges"]
             if not names & {left, right, left + right}
         ]
+        steps = about["pre_tokenizer"], about["normalizer"]
         if where != "start":
             about["pre_tokenizer"] = _mapped(about["pre_tokenizer"], _prefix_nothing)
         if where == "behind normalised":
             about["normalizer"] = _mapped(about["normalizer"], _prepend_nothing)
+        if where != "start" and steps == (about["pre_tokenizer"], about["normalizer"]):
+            return self._without_control("start")
         return Tokenizer.from_str(json.dumps(about))
 
 
