@@ -119,7 +119,7 @@ def main() -> None:
                 *(str(batch), name, asked, f"{out.count.numpy().mean():.0f}", f"{merged:.0f}"),
                 *(f"{value:.{digits}f}" for value, digits in zip(times, (1, 1, 2), strict=True)),
             )
-    console = Console()
+    console = Console(width=100)
     console.print(
         f"N={options.patches}, C={options.width}, P=768, float32, "
         f"paddle {paddle.__version__}, medians of {options.runs} pairs"
