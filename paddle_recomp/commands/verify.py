@@ -32,7 +32,7 @@ Compare = Callable[[Path, str, Path | None, Path | None, str | None], list[Compa
 """A bundle, its checkpoint, the CLIP of that, a folder of pictures and a chat template -> all
 comparisons."""
 
-FORMATS = {"difference": ".2e", "cosine": ".6f"}
+FORMATS = {"difference": ".2e", "length": ".2e", "cosine": ".6f"}
 
 
 def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
