@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -177,13 +178,18 @@ def _compare_graphs(bundle: Bundle, reference: Reference) -> Iterator[Comparison
         limits = TOLERANCES.get(runtime, TOLERANCES[precision])
         # Noise is nothing that INT8 was calibrated for.
         batches = (*seen, noise) if limits.cosine is None else seen
-        rows = [row for one in batches for row in compare_with(one, backend, limits, stage)]
-        drawn = dict(reference.noise[name])
-        batch, found = len(drawn["token_bounds"]), backend.run("compress", drawn)
-        rows += _compare_tokens(batch, "noise", drawn, found, 1.0, limits.difference)
-        for row in rows:
+        compared = [compare_with(one, backend, limits, stage) for one in batches]
+        compared.append(_compare_drawn(backend, dict(reference.noise[name]), limits))
+        for row in chain.from_iterable(compared):
             place = row.stage if default else f"{row.stage} ({name})"
             yield replace(row, runtime=runtime, stage=place)
+
+
+def _compare_drawn(backend: Backend, drawn: Arrays, limits: Tolerance) -> Iterator[Comparison]:
+    """The compressor on features of noise."""
+    found = backend.run("compress", drawn)
+    batch = len(drawn["token_bounds"])
+    yield from _compare_tokens(batch, "compress", drawn, found, 1.0, limits.difference)
 
 
 def runtimes(bundle: Bundle, threads: int | None = None) -> Iterator[tuple[str, str, Backend]]:
