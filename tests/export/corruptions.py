@@ -248,7 +248,7 @@ VISION: dict[str, Change] = {
     "one number of a matrix": one_number(f"{V}.3.mlp.fc1.weight"),
     "two layers": swapped_layers(f"{V}.1.", f"{V}.2."),
     "two rows of the projection": swapped_rows("vision_tower.visual_projection.weight"),
-    "the epsilon of a norm": attribute("LayerNormalization", "epsilon", lambda x: 10 * x, 3),
+    "the epsilon of a norm": attribute("LayerNormalization", "epsilon", lambda x: 100 * x, 3),
     "the scale of attention": attribute("MultiHeadAttention", "scale", lambda x: 1.01 * x, 2),
     "the number of heads": attribute("MultiHeadAttention", "num_heads", lambda x: x // 2, 1),
     "the number in the activation": constant(1.702, 1.7),
@@ -279,7 +279,7 @@ ENCODER: dict[str, Change] = {
     "a bias of the vision tower": zeroed(f"{V}.2.mlp.fc2.bias"),
     "a row of words": zeroed(WORDS, 700),
     "a transposed matrix": transposed(f"{V}.3.self_attn.v_proj.weight"),
-    "the epsilon of a norm": attribute("LayerNormalization", "epsilon", lambda x: 10 * x, 7),
+    "the epsilon of a norm": attribute("LayerNormalization", "epsilon", lambda x: 100 * x, 7),
     "the projector's bias": zeroed("projector.linear_2.bias"),
     "the number in the activation": constant(1.702, 1.7),
 }
