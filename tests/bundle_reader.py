@@ -119,7 +119,8 @@ class Reader:
         if about["source"] == "prompt_first_line":
             parts = self.prompt([(question, None, 1)])
             text = "".join(text for text, _ in parts).split("\n")[0].replace(PLACE, "")
-            text = about.get("begin", "") + text.strip()
+            text, begin = text.strip(), about.get("begin", "")
+            text = text if text.startswith(begin) else begin + text
         words = self.clip.encode(text.strip(), add_special_tokens=False).ids
         length = about["positions"]
         ids = [about["start_id"], *words[: length - 2]]

@@ -188,10 +188,12 @@ def clip_text(
     begin: str = "",
 ) -> str:
     """The text of a question that CLIP reads, from either `question_source`: the words of the
-    question, or line 0 of its prompt behind `begin`, the text of the token that begins it."""
+    question, or line 0 of its prompt behind `begin`, the text of the token that begins it, unless
+    the template writes that itself."""
     if source == "question":
         return without_images(question)
-    return begin + first_line(render(template, [Turn(question, images=num_images)]))
+    line = first_line(render(template, [Turn(question, images=num_images)]))
+    return line if line.startswith(begin) else begin + line
 
 
 def without_images(question: str) -> str:

@@ -154,18 +154,18 @@ class LanguageTokenizer:
         config = _optional_json(folder / "tokenizer_config.json")
         if fast.is_file():
             tokenizer = load_tokenizer(fast)
-            adds_bos = bool(tokenizer.encode("").ids)
         elif slow.is_file():
             # A folder that does not say it means the older behaviour.
             legacy = _switch(folder, config, "legacy", True)
             prefix = _switch(folder, config, "add_prefix_space", "add_prefix_space" not in config)
             tokenizer = sentencepiece.load(slow, legacy=legacy, prefix=prefix)
-            adds_bos = True
         else:
             raise CheckpointNotFoundError(
                 f"there is no tokenizer in {folder}: neither tokenizer.json nor tokenizer.model"
             )
         bos = _token_id(tokenizer, config, "bos_token", "<s>")
+        # A tokenizer.json can also add a token at the end.
+        adds_bos = not fast.is_file() or tokenizer.encode("").ids[:1] == [bos]
         eos = _token_id(tokenizer, config, "eos_token", "</s>")
         added = tokenizer.get_added_tokens_decoder()
         places = [n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER]

@@ -20,8 +20,9 @@ from paddle_recomp.preprocess import (
 def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTemplate]:
     """The tokenizer of a checkpoint's language model, and its chat template.
 
-    The token that begins a text is the tokenizer's, and no piece has it, even where the template in
-    the checkpoint writes it; unless the tokenizer adds none: then it is the template's.
+    The token that begins a text stands in `begin` where the checkpoint's own template writes it: a
+    tokenizer may treat a word behind a token otherwise than one at the start of a text. The
+    tokenizer does not add a second one.
 
     Raises: CheckpointError, ConfigError, MissingDependencyError; as `prompt_format`."""
     wanted = prompt_format(checkpoint)
@@ -29,7 +30,7 @@ def language_side(checkpoint: Checkpoint) -> tuple[LanguageTokenizer, ChatTempla
     ends = checkpoint.spec.language.eos_token_ids
     words = LanguageTokenizer.from_folder(checkpoint.model_dir, written, ends)
     _check_vocabulary(checkpoint, words)
-    return words, written if words.bos_token_id is None else wanted.template
+    return words, written
 
 
 def _check_vocabulary(checkpoint: Checkpoint, words: LanguageTokenizer) -> None:

@@ -230,4 +230,4 @@ def test_a_prompt_begins_once(checkpoint: Checkpoint, adds: bool, writes: bool) 
     ids = words.encode(render(template, CHAT))
     assert ids.count(1) == int(adds or writes)
     assert (ids[0] == 1) == (adds or writes)
-    assert template.begin == ("<s>" if writes and not adds else "") + "USER:"
+    assert template.begin == ("<s>" if writes else "") + "USER:"
