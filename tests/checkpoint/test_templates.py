@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from paddle_recomp.checkpoint import (
     Checkpoint,
@@ -25,6 +26,7 @@ from paddle_recomp.vlm.checkpoint_inputs import language_side
 from paddle_recomp.vlm.demo import demo_folder
 from paddle_recomp.vlm.loading import find
 from tests.golden import template_cases as cases
+from tests.preprocess.small_tokenizers import first_prefix
 
 from .conftest import Folder, Rewrite
 from .writers import write_json
@@ -231,3 +233,23 @@ def test_a_prompt_begins_once(checkpoint: Checkpoint, adds: bool, writes: bool) 
     assert ids.count(1) == int(adds or writes)
     assert (ids[0] == 1) == (adds or writes)
     assert template.begin == ("<s>" if writes else "") + "USER:"
+
+
+def test_a_word_behind_the_template_s_own_beginning_is_not_at_the_start(
+    checkpoint: Checkpoint,
+) -> None:
+    """Llama's newer behaviour puts a space in front of the first word of a text, and `<s>` is in
+    front of it where the template writes that."""
+    folder = checkpoint.model_dir
+    text = first_prefix().to_str()
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    fields = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(folder / "tokenizer_config.json", fields)
+    found = {}
+    for begin in ("", "{{ bos_token }}"):
+        (folder / "chat_template.jinja").write_text(begin + saying("USER"))
+        words, template = language_side(checkpoint)
+        found[begin] = words.encode(render(template, CHAT))
+    space = Tokenizer.from_str(text).token_to_id("\u2581USER")
+    assert [ids[0] for ids in found.values()] == [1, 1]
+    assert found[""][1] == space != found["{{ bos_token }}"][1]

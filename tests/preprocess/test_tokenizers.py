@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from paddle_recomp.preprocess import (
@@ -66,6 +66,15 @@ def with_image_token(folder: Path) -> LanguageTokenizer:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     return LanguageTokenizer.from_folder(folder)
+
+
+def test_a_tokenizer_that_only_ends_a_text_does_not_begin_it(tmp_path: Path) -> None:
+    tokenizer = ours.build(ours.parse(MODEL, "model"))
+    for template, begins in (("$A </s>", False), ("<s> $A </s>", True)):
+        ids = [("<s>", 1), ("</s>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(template, None, ids)
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        assert (LanguageTokenizer.from_folder(tmp_path).bos_token_id == 1) == begins
 
 
 def clip_folder(folder: Path, fast: bool) -> Path:
