@@ -114,7 +114,6 @@ def test_a_corruption_is_seen_in_static_int8(
     assert any(not row.passed for row in found)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda one: one.name)
 def test_what_is_computed_in_fp32_shows_it_too(
     corruption: Corruption,
