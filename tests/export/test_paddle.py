@@ -381,7 +381,7 @@ def test_int8_meets_its_target(paddle_bundle: Bundle, tmp_path: Path) -> None:
     for name, data in content(paddle_bundle.folder).items():
         assert name in (MANIFEST, SUMS) or made[0][name] == data
     cosine = json.loads(made[0][MANIFEST])["paddle"]["int8"]["cosine"]
-    assert cosine.keys() == {"features", "keys", "patch_embeds", "text_embeds"}
+    assert cosine.keys() == {"features", "keys", "visual_score", "patch_embeds", "text_embeds"}
     assert all(0.999 <= value < 1 for value in cosine.values())
     rows = [row for row in verify_bundle(bundle.folder, "demo") if row.runtime == "paddle int8"]
     assert {row.measure for row in rows} >= {"cosine", "overlap"}
