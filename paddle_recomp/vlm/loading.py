@@ -206,7 +206,10 @@ def load_front_end(
         reads = model.graphs["vision"].read
     outputs = [name for name in VISION_OUTPUTS if name in reads]
     tower = tower_key(model, config, encoder, outputs)
-    cached = CachedBackend(front_end.backend, cache, tower, feature_shapes(model, outputs))
+    shapes = feature_shapes(model, outputs)
+    # The ranges of dynamic INT8 span a batch.
+    alone = encoder.precision == "int8"
+    cached = CachedBackend(front_end.backend, cache, tower, shapes, one_by_one=alone)
     return replace(front_end, backend=cached)
 
 

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.contract import INPUTS, OUTPUTS, Graph
 from paddle_recomp.compression.config import preset
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.errors import ConfigError, RecompWarning
 from paddle_recomp.preprocess import load_image
 from paddle_recomp.vlm.cached_backend import CachedBackend
-from paddle_recomp.vlm.demo import demo_pictures
+from paddle_recomp.vlm.demo import demo_bundle_folder, demo_pictures
 from paddle_recomp.vlm.feature_cache import HALVED, SUFFIX, Arrays, FeatureCache
 from paddle_recomp.vlm.loading import find_checkpoint, load, load_front_end
 
@@ -295,3 +296,15 @@ def test_switches_of_the_towers_have_features_of_their_own() -> None:
     (alone,) = load_front_end(find_checkpoint("demo"), preset("faithful")).see([picture])
     for name, value in alone.features.items():
         np.testing.assert_array_equal(shared.features[name], value, err_msg=name)
+
+
+def test_a_batch_leaves_what_a_picture_has_alone() -> None:
+    """The packaged model's ranges of activations span a batch."""
+    pictures = list(demo_pictures())
+    cached = load_front_end(open_bundle(demo_bundle_folder()), cache=FeatureCache())
+    cached.see(pictures)
+    for picture in pictures[:2]:
+        (expected,) = load_front_end(open_bundle(demo_bundle_folder())).see([picture])
+        (found,) = cached.see([picture])
+        for name, value in expected.features.items():
+            np.testing.assert_array_equal(found.features[name], value, err_msg=name)
