@@ -58,6 +58,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     try:
         target = Path(os.path.realpath(target))
         _check_replaceable(target, target)
+        if Path.cwd().is_relative_to(target):
+            raise ExportError(
+                f"{target} is the folder that you are in, which an export replaces; choose another"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         with _own_folder(target) as own:

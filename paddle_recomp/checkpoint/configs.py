@@ -208,6 +208,10 @@ def _check_same_tower(own: VisionTowerSpec, clip: VisionTowerSpec) -> None:
 def _original(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpec:
     choice(config, "model_type", ("llava", "llava_llama"))
     _check_named_tower(string(config, "mm_vision_tower"), clip.vision)
+    if boolean(config, "s2", False):
+        raise CheckpointError(
+            "s2 is true; pictures at several sizes are not supported"
+        )
     if boolean(config, "mm_use_im_start_end", False):
         raise CheckpointError("mm_use_im_start_end is true; prompts with it are not supported")
     choice(config, "mm_patch_merge_type", ("flat",), "flat")
@@ -237,13 +241,16 @@ def _original(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpe
 
 
 def _check_named_tower(name: str, clip: VisionTowerSpec) -> None:
-    """The names of OpenAI's towers say the sides of a patch, and of a picture unless it is 224.
+    """The names of towers end with the side of a picture, which those of OpenAI leave out where it
+    is 224, and behind that of a patch.
 
     Raises: CheckpointError where the CLIP folder has other ones."""
-    named = re.search(r"-patch(\d+)(?:-(\d+))?/?$", name)
-    if named is None:
+    if named := re.search(r"patch-?(\d+)(?:-(\d+)(?:px)?)?/?$", name.lower()):
+        patch, picture = int(named[1]), int(named[2] or 224)
+    elif named := re.search(r"-(\d{3,4})(?:px)?/?$", name.lower()):
+        patch, picture = clip.patch_size, int(named[1])
+    else:
         return
-    patch, picture = int(named[1]), int(named[2] or 224)
     if (patch, picture) != (clip.patch_size, clip.image_size):
         raise CheckpointError(
             f"mm_vision_tower is {shown(name)}: pictures of {picture} pixels, patches of {patch}; "

@@ -125,7 +125,7 @@ def _field(path: Path) -> str | None:
 
 
 def _no_default(path: Path, named: Mapping[Any, object]) -> CheckpointError:
-    names = listed(sorted(map(str, named)))
+    names = listed(sorted(map(str, named))) or "[]"
     return CheckpointError(f"{path} has the chat templates {names}, but no default; {_REMEDY}")
 
 

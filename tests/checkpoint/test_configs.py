@@ -339,6 +339,8 @@ def test_bad_llava_hf(tmp_path: Path, change: dict[str, Any], message: str) -> N
         ("openai/clip-vit-large-patch14", 336, 14),
         ("/models/clip-vit-large-patch14-336/", 224, 14),
         ("openai/clip-vit-base-patch16", 224, 32),
+        ("OpenAI/CLIP-ViT-L-14-336PX", 224, 14),
+        ("my-tower-336", 224, 14),
     ],
 )
 def test_a_clip_of_another_size_than_the_original_config_names(
@@ -364,6 +366,7 @@ def test_a_tower_whose_name_says_no_size(tmp_path: Path) -> None:
     [
         ({"unfreeze_mm_vision_tower": 1}, "unfreeze_mm_vision_tower is 1; expected true or false"),
         ({"mm_vision_tower": None}, "'mm_vision_tower' is missing"),
+        ({"s2": True}, "s2 is true"),
         ({"model_type": "llava_mistral"}, "model_type is 'llava_mistral'"),
         ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type is 'mlp3x_gelu'; supported"),
         ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch'; supported: patch"),

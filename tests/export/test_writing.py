@@ -286,6 +286,17 @@ def test_a_link_is_followed(exists: bool, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell would stand in a folder that is gone."""
+    replace(tmp_path / "bundle", "first")
+    monkeypatch.chdir(tmp_path / "bundle")
+    with pytest.raises(ExportError, match="is the folder that you are in"):
+        export_bundle("demo", Path("."))
+    assert (tmp_path / "bundle" / MANIFEST).read_text() == "first"
+
+
 def test_the_demo_replaces_its_own_bundle(paddle_bundle: Bundle, tmp_path: Path) -> None:
     """Every file that an export writes is listed in its checksums."""
     with graphs_of(paddle_bundle):

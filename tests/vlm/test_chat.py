@@ -380,10 +380,30 @@ def test_lines_of_a_pipe_and_a_folder_that_remembers(tmp_path: Path) -> None:
     done = subprocess.run(command, input=lines.encode("latin-1"), capture_output=True, check=True)
     printed = done.stdout.decode().splitlines()
     assert [printed[0], printed[-3]] == [FIRST.expected, SECOND.expected]
-    assert sum("positions prefilled" in line for line in printed) == 3
+    assert sum("positions prefilled" in line for line in printed) == 2
+    assert sum("no UTF-8" in line for line in printed) == 1
     assert sum("no picture at 'no where.png'" in line for line in printed) == 1
     assert done.stderr == b""
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pipe_s_odd_bytes_and_a_picture_in_the_place_of_questions() -> None:
+    """Half a character is no question, and the next line is asked. A picture is no list of
+    questions."""
+    chat = [sys.executable, "-m", "paddle_recomp.commands.main", "chat"]
+    lines = b"caf\xe9?\nwhat color is the 0?\n"
+    done = subprocess.run(
+        [*chat, str(FIRST.picture)], input=lines, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert b"UTF-8" in done.stdout
+    with FIRST.picture.open("rb") as picture:
+        done = subprocess.run(
+            [*chat, "/dev/stdin"], stdin=picture, capture_output=True, check=False
+        )
+    assert done.returncode == 2
+    assert b"standard input" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_ask_sees_a_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,10 +41,19 @@ def run(session: ChatSession) -> None:
 
 
 def plain_lines() -> Iterator[str]:
-    """The lines of standard input; bytes that are no UTF-8 become U+FFFD."""
+    """The lines of standard input. Bytes that are no UTF-8 stay what they are, so that the name of
+    a picture may have them, and a question with them is refused."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     yield from sys.stdin
+
+
+def is_standard_input(path: Path) -> bool:
+    """Whether lines are read from this file."""
+    try:
+        return path.samefile(f"/dev/fd/{sys.stdin.fileno()}")
+    except (OSError, ValueError):  # It is no file, or there is none.
+        return False
 
 
 def edited_lines() -> Iterator[str]:
