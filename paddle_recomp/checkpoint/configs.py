@@ -209,9 +209,7 @@ def _original(config: Json, ends: tuple[int, ...], clip: ClipConfig) -> ModelSpe
     choice(config, "model_type", ("llava", "llava_llama"))
     _check_named_tower(string(config, "mm_vision_tower"), clip.vision)
     if boolean(config, "s2", False):
-        raise CheckpointError(
-            "s2 is true; pictures at several sizes are not supported"
-        )
+        raise CheckpointError("s2 is true; pictures at several sizes are not supported")
     if boolean(config, "mm_use_im_start_end", False):
         raise CheckpointError("mm_use_im_start_end is true; prompts with it are not supported")
     choice(config, "mm_patch_merge_type", ("flat",), "flat")
