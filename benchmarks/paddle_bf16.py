@@ -25,12 +25,13 @@ from export.parity import sample_inputs
 from paddle_recomp.backends.paddle_inference import Predictor
 from paddle_recomp.bundle.comparison import mean_cosine
 from paddle_recomp.compression.config import CompressionConfig
+from paddle_recomp.vlm.demo import DEMO
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny-llava-1.1b")
+    parser.add_argument("--shape", choices=[DEMO, *sorted(SHAPES)], default="tiny-llava-1.1b")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=9)
     options = parser.parse_args()
