@@ -256,6 +256,13 @@ def main() -> None:
     console = Console()
     with Progress(console=Console(stderr=True)) as progress:
         bench = Bench(options.model, options.scenes, options.batch, progress)
+        if options.only and options.output is not None:
+            before = json.loads(options.output.read_text(encoding="utf-8"))
+            if before["questions"] != len(bench.items):
+                parser.error(
+                    f"{options.output} is about {before['questions']} questions, --scenes "
+                    f"{options.scenes} about {len(bench.items)}: their rows cannot stand together"
+                )
         found = bench.compare([name for name in METHODS if name in wanted])
         console.print(f"{len(bench.items)} questions about {options.scenes} held-out scenes")
         print_results(console, found)
@@ -266,7 +273,7 @@ def main() -> None:
             print_results(console, {"12.5%": report["ablation_12.5%"]})
     if options.output is not None:
         if options.only:
-            report = merged(json.loads(options.output.read_text(encoding="utf-8")), report)
+            report = merged(before, report)
         options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
