@@ -4,7 +4,9 @@ path, nothing is; and nothing but a regular file is opened, so that no read wait
 from __future__ import annotations
 
 import os
+import select
 import stat
+import time
 from typing import BinaryIO
 
 from paddle_recomp.errors import RecompError
@@ -54,11 +56,20 @@ def read_file(
     broken: type[RecompError],
     missing: type[RecompError],
     limit: str = "file_bytes",
+    pipe: bool = False,
 ) -> bytes:
-    """The content of a regular file. `limit` names the bound on its bytes.
+    """The content of a regular file, or with `pipe` of a pipe, such as a shell makes of `<(…)`.
+    `limit` names the bound on its bytes.
 
-    Raises: as `open_file`; `broken` for a file beyond the bound, or one that has more bytes than it
-    says, as files of the system do that never end."""
+    Raises: as `open_file`; `broken` for a file beyond the bound, for one that has more bytes than
+    it says, as files of the system do that never end, and for a pipe that does not end in time."""
+    try:
+        if pipe and stat.S_ISFIFO(os.stat(path).st_mode):
+            return _read_pipe(path, broken, limit)
+    except RecompError:
+        raise
+    except (OSError, ValueError):
+        pass  # `open_file` says why.
     with open_file(path, broken, missing) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -70,3 +81,26 @@ def read_file(
     if len(content) > size:
         raise broken(f"{path} cannot be read: it has more than the {size} bytes that it should")
     return content
+
+
+def _read_pipe(path: Location, broken: type[RecompError], limit: str) -> bytes:
+    """Raises: OSError; `broken` for a pipe that does not end in time, or has too much in it."""
+    most, content = getattr(limits(), limit), bytearray()
+    end = time.monotonic() + limits().pipe_seconds
+    # A pipe that nobody writes into would not even be opened otherwise.
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while len(content) <= most:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                raise broken(
+                    f"{path} cannot be read: it is a pipe that does not end; "
+                    f"{the_limit('pipe_seconds')}"
+                )
+            piece = os.read(pipe, 1 << 20)
+            if not piece:
+                return bytes(content)
+            content += piece
+    finally:
+        os.close(pipe)
+    raise broken(f"{path} has more bytes; {the_limit(limit)}")

@@ -25,9 +25,10 @@ class Limits:
     picture_pixels: int = _bound(50_000_000, "pixels of a picture")
     picture_side: int = _bound(200_000, "pixels of the longer side of a picture")
     picture_bytes: int = _bound(200_000_000, "bytes of a picture's file")
+    pipe_seconds: int = _bound(60, "seconds in which a pipe with a picture has to end")
     picture_header: int = _bound(32_000_000, "bytes in front of the pixels of a picture")
     picture_reads: int = _bound(
-        1_000_000, "pieces (such as chunks, markers or bytes) in which a picture's file is read"
+        500_000, "pieces (such as chunks, markers or bytes) in which a picture's file is read"
     )
     picture_repeats: int = _bound(
         200, "colour profiles, Exif blocks, or comments among numbers, in a picture's file"

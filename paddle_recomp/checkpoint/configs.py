@@ -241,7 +241,7 @@ def _check_named_tower(name: str, clip: VisionTowerSpec) -> None:
     """The names of OpenAI's towers say the sides of a patch, and of a picture unless it is 224.
 
     Raises: CheckpointError where the CLIP folder has other ones."""
-    named = re.search(r"-patch(\d+)(?:-(\d+))?/?$", name)
+    named = re.search(r"-patch([0-9]{1,9})(?:-([0-9]{1,9}))?/?$", name)
     if named is None:
         return
     patch, picture = int(named[1]), int(named[2] or 224)
