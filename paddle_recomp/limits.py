@@ -35,6 +35,7 @@ class Limits:
     )
     picture_scans: int = _bound(2_500_000_000, "pixels times scans of a progressive JPEG")
     picture_strips: int = _bound(250_000, "strips or tiles of a TIFF")
+    picture_records: int = _bound(1_000_000, "code blocks, precincts or tiles of a JPEG 2000")
     picture_text: int = _bound(16_000_000, "bytes of a PPM whose numbers are written as text")
     prepared_side: int = _bound(16_384, "pixels of a side to which pictures are prepared")
     file_bytes: int = _bound(64_000_000, "bytes of a file that is read as a whole, such as JSON")

@@ -17,6 +17,7 @@ from PIL import Image
 from paddle_recomp.errors import ImageError
 from paddle_recomp.json_files import one_line
 from paddle_recomp.limits import limits, the_limit
+from paddle_recomp.preprocess import jpeg2000
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The formats that are decoded. The list is closed, because some of Pillow's formats (EPS) start
@@ -147,6 +148,16 @@ def _check_content(kind: str, content: bytes, name: str) -> None:
     if repeated and (found := content.count(repeated)) > bounds.picture_repeats:
         what = one_line(repeated.rstrip(b"\0").decode())
         raise ImageError(f"{name} has {what} in it {found} times; {the_limit('picture_repeats')}")
+    if kind == "JPEG2000":
+        try:
+            found = jpeg2000.records(content, bounds.picture_records)
+        except ValueError as error:
+            raise ImageError(f"{name} is a damaged {kind} file: {error}") from None
+        if found > bounds.picture_records:
+            raise ImageError(
+                f"{name} has {found} code blocks, precincts or tiles; "
+                f"{the_limit('picture_records')}"
+            )
     if kind == "TIFF" and (strips := _strips(content)) > bounds.picture_strips:
         raise ImageError(f"{name} has {strips} strips or tiles; {the_limit('picture_strips')}")
 

@@ -47,6 +47,22 @@ Image.new("RGB", (8, 8)).save(JPEG, "JPEG", progressive=True)
 FIRST_SCAN = JPEG.getvalue().index(b"\xff\xda")
 
 
+def jpeg2000(
+    side: int, precinct: int = 0x66, tile: int = 0, block: int = 4, hidden: bytes = b""
+) -> bytes:
+    """One of a few hundred bytes that says how large it is and how finely it is divided."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG2000", no_jp2=True, precinct_size=(64, 64))
+    content = bytearray(buffer.getvalue())
+    size, style = content.index(b"\xff\x51") + 2, content.index(b"\xff\x52") + 2
+    content[size + 4 : size + 12] = struct.pack(">2L", side, side)
+    content[size + 20 : size + 28] = struct.pack(">2L", tile or side, tile or side)
+    content[style + 8 : style + 10] = bytes([block, block])
+    end = style + int.from_bytes(content[style : style + 2], "big")
+    content[style + 12 : end] = bytes([precinct]) * (end - style - 12)
+    return bytes(content[: style - 2] + hidden + content[style - 2 :])
+
+
 def tiff(strips: int, content: bytes = b"", big: bool = False) -> bytes:
     """A TIFF of one row a strip that claims so many strips; their places are in `content`."""
     entries = [(256, 3, 1, 1), (257, 4, 1, 40_000_000), (258, 3, 1, 8), (259, 3, 1, 1)]
@@ -97,7 +113,7 @@ def tiff(strips: int, content: bytes = b"", big: bool = False) -> bytes:
             "the limit is 200000 (R",
         ),
     ],
-    ids=range(18),
+    ids=range(22),
 )
 def test_what_takes_long_is_refused(tmp_path: Path, content: object, message: str) -> None:
     said = read(tmp_path, content())  # type: ignore[operator]
