@@ -48,6 +48,7 @@ class Limits:
     pickle_steps: int = _bound(1_000_000, "steps of the pickle in a file of torch.save")
     pickle_stack: int = _bound(10_000, "values that such a pickle has on its stack")
     layers: int = _bound(1_000, "layers of a tower or of a language model")
+    positions: int = _bound(2_000_000, "positions of a text tower or of a language model")
 
     def __post_init__(self) -> None:
         for item in fields(self):

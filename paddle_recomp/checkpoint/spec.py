@@ -32,6 +32,8 @@ def _check_sizes(spec: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
         # A false claim of a file must not fill the memory with names.
         if item.name == "num_layers" and value > limits().layers:
             raise CheckpointError(f"num_layers is {value}; {the_limit('layers')}")
+        if item.name == "max_positions" and value > limits().positions:
+            raise CheckpointError(f"max_positions is {value}; {the_limit('positions')}")
 
 
 def _check_divides(spec: Any, whole: str, part: str) -> None:

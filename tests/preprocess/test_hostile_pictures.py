@@ -109,6 +109,17 @@ def tiff(strips: int, content: bytes = b"", big: bool = False) -> bytes:
         (lambda: tiff(40_000_000), "has 40000000 strips or tiles; the limit is 250000 (RECOMP_LI"),
         (lambda: tiff(9_000_000, bytes(36_000_000), big=True), "has 9000000 strips or tiles; the"),
         (
+            lambda: jpeg2000(7000, precinct=0x11),
+            "has 36750000 code blocks, precincts or tiles; the",
+        ),
+        (lambda: jpeg2000(7000, block=0), "has 9187500 code blocks, precincts or tiles; the limit"),
+        (lambda: jpeg2000(7000, tile=10), "has 1470000 code blocks, precincts or tiles; the limit"),
+        (
+            # The decoder looks for markers behind one that it does not know.
+            lambda: jpeg2000(7000, hidden=b"\xff\x30\0\x0e\xff\x52\0\x0c" + bytes(10)),
+            "is a damaged JPEG2000 file: it has the marker ff30 of 14 bytes in a header",
+        ),
+        (
             lambda: png((b"IHDR", HEAD[1][:4] + b"\0\4\0\0" + HEAD[1][8:]), PIXELS),
             "the limit is 200000 (R",
         ),
