@@ -37,7 +37,7 @@ class Limits:
     picture_strips: int = _bound(250_000, "strips or tiles of a TIFF")
     picture_records: int = _bound(1_000_000, "code blocks, precincts or tiles of a JPEG 2000")
     picture_text: int = _bound(16_000_000, "bytes of a PPM whose numbers are written as text")
-    prepared_side: int = _bound(16_384, "pixels of a side to which pictures are prepared")
+    prepared_side: int = _bound(8_192, "pixels of a side to which pictures are prepared")
     file_bytes: int = _bound(64_000_000, "bytes of a file that is read as a whole, such as JSON")
     json_values: int = _bound(4_000_000, "values in a JSON text, by its commas and brackets")
     json_depth: int = _bound(100, "lists and objects of a JSON text in one another")
@@ -47,7 +47,7 @@ class Limits:
     axes: int = _bound(32, "axes of a tensor")
     pickle_steps: int = _bound(1_000_000, "steps of the pickle in a file of torch.save")
     pickle_stack: int = _bound(10_000, "values that such a pickle has on its stack")
-    layers: int = _bound(1_000, "layers of a tower or of a language model")
+    layers: int = _bound(1_024, "layers of a tower or of a language model")
     positions: int = _bound(2_000_000, "positions of a text tower or of a language model")
 
     def __post_init__(self) -> None:

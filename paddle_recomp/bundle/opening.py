@@ -29,10 +29,9 @@ from paddle_recomp.bundle.contract import (
     Graph,
 )
 from paddle_recomp.bundle.schema import RECOMP, check, load_schema
-from paddle_recomp.errors import BundleError, BundleNotFoundError, CheckpointError
+from paddle_recomp.errors import BundleError, BundleNotFoundError
 from paddle_recomp.files import is_file
 from paddle_recomp.json_files import listed, one_line, parse_json, read_bytes, shown
-from paddle_recomp.limits import limits, the_limit
 from paddle_recomp.preprocess import IMAGE_PLACEHOLDER, ChatTemplate, ImageProcessor
 from paddle_recomp.types import StageInfo, StageKind
 
@@ -57,7 +56,10 @@ def open_bundle(folder: Path, compress: str | None = None) -> Bundle:
     format, a field or a file that is not as it should be, anything that this version cannot run,
     or a name that `compress` has and the bundle has not."""
     path = folder / MANIFEST
-    content = read_bytes(path, BundleError, BundleNotFoundError)
+    try:
+        content = read_bytes(path, BundleError, BundleNotFoundError)
+    except BundleNotFoundError as error:
+        raise BundleNotFoundError(f"{error}: not a bundle") from None
     manifest = parse_json(content, str(path), BundleError)
     _check_format(path, manifest)
     sums = Checksums.read(folder)
@@ -76,11 +78,11 @@ def open_bundle(folder: Path, compress: str | None = None) -> Bundle:
         folder=folder,
         precision=manifest["precision"],
         operators=manifest["operators"],
-        image_processor=_image_processor(path, manifest["image"]),
+        image_processor=_image_processor(manifest["image"]),
         num_patches=_patches(path, manifest),
         vision_width=manifest["sizes"]["vision_width"],
         joint_width=manifest["sizes"]["joint_width"],
-        question=_question(path, manifest),
+        question=QuestionInfo(**_known(QuestionInfo, question)),
         prompt=_prompt(path, manifest),
         compressors=compressors,
         compressor=default,
@@ -178,29 +180,17 @@ def _stages(path: Path, name: str, about: Sequence[Mapping[str, Any]]) -> tuple[
     return tuple(stages)
 
 
-def _image_processor(path: Path, about: Mapping[str, Any]) -> ImageProcessor:
+def _image_processor(about: Mapping[str, Any]) -> ImageProcessor:
     mean, std, colour = about["mean"], about["std"], about["pad_colour"]
-    try:
-        return ImageProcessor(
-            size=about["size"],
-            crop=about["crop"],
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
-            aspect=about["aspect"],
-            rescale=about["rescale"],
-            pad_colour=(colour[0], colour[1], colour[2]),
-        )
-    except CheckpointError as error:
-        raise BundleError(f"{path}: {error}") from None
-
-
-def _question(path: Path, manifest: Mapping[str, Any]) -> QuestionInfo:
-    info = QuestionInfo(**_known(QuestionInfo, manifest["question"]))
-    if info.positions > limits().positions:
-        raise BundleError(
-            f"{path}: question.positions is {info.positions}; {the_limit('positions')}"
-        )
-    return info
+    return ImageProcessor(
+        size=about["size"],
+        crop=about["crop"],
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        aspect=about["aspect"],
+        rescale=about["rescale"],
+        pad_colour=(colour[0], colour[1], colour[2]),
+    )
 
 
 def _patches(path: Path, manifest: Mapping[str, Any]) -> int:
@@ -305,8 +295,6 @@ def _decoder(path: Path, manifest: Mapping[str, Any]) -> DecoderInfo | None:
         return None
     info = DecoderInfo(**_known(DecoderInfo, manifest["decoder"]))
     width = manifest["sizes"]["language_width"]
-    if info.num_layers > limits().layers:
-        raise BundleError(f"{path}: decoder.num_layers is {info.num_layers}; {the_limit('layers')}")
     if info.hidden_size != width:
         raise BundleError(
             f"{path}: decoder.hidden_size is {info.hidden_size}, but sizes.language_width {width}"

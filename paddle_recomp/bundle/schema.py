@@ -37,8 +37,6 @@ _TYPES = {
     "boolean": "true or false",
     "null": "null",
 }
-_LARGEST = 2**53
-"""The largest integer that every reader of JSON has exactly."""
 _LONGEST = 200
 """Characters of the path of a field in a message; names in it may be the file's own."""
 
@@ -123,8 +121,6 @@ def _expected(value: object, node: Schema) -> str | None:
         if "pattern" in node and not re.search(node["pattern"], value):
             return f"a text like {node['pattern']}"
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if isinstance(value, int) and abs(value) > _LARGEST:
-            return f"an integer of at most {_LARGEST}"
         if value < node.get("minimum", -math.inf):
             return f"at least {node['minimum']}"
         if value > node.get("maximum", math.inf):

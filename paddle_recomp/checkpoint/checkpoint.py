@@ -111,7 +111,10 @@ def open_checkpoint(
     if not is_folder(model):
         raise CheckpointNotFoundError(f"{model} is not a folder")
     if not is_file(model / "config.json"):
-        raise CheckpointNotFoundError(f"{model / 'config.json'} does not exist: not a checkpoint")
+        raise CheckpointNotFoundError(
+            f"{model / 'config.json'} does not exist: not a checkpoint (nor is there a "
+            "recomp.json, which a bundle has)"
+        )
     if clip is None:
         clip = model / "clip"
         if not is_folder(clip):

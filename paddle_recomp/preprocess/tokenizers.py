@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from paddle_recomp.files import is_file
 from paddle_recomp.json_files import read_json
 from paddle_recomp.preprocess import sentencepiece
 from paddle_recomp.preprocess.chat_template import (
@@ -54,9 +55,9 @@ class ClipTokenizer:
         file."""
         path, vocabulary = Path(folder) / "tokenizer.json", Path(folder) / "vocab.json"
         merges = Path(folder) / "merges.txt"
-        if path.is_file():
+        if is_file(path):
             tokenizer = load_tokenizer(path)
-        elif vocabulary.is_file() and merges.is_file():
+        elif is_file(vocabulary) and is_file(merges):
             path, tokenizer = vocabulary, _clip_bpe(vocabulary, merges)
         else:
             raise CheckpointNotFoundError(
@@ -152,9 +153,9 @@ class LanguageTokenizer:
         folder = Path(folder)
         fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
         config = _optional_json(folder / "tokenizer_config.json")
-        if fast.is_file():
+        if is_file(fast):
             tokenizer = load_tokenizer(fast)
-        elif slow.is_file():
+        elif is_file(slow):
             # A folder that does not say it means the older behaviour.
             legacy = _switch(folder, config, "legacy", True)
             prefix = _switch(folder, config, "add_prefix_space", "add_prefix_space" not in config)
@@ -296,7 +297,7 @@ def _clip_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_file(path) else {}
 
 
 def _switch(folder: Path, config: dict[str, Any], key: str, default: bool) -> bool:
