@@ -271,9 +271,17 @@ class Bundle:
         """Compares the files of a graph, and looks that the graph reads no other file.
 
         Raises: as `verified`; BundleError naming a file that the graph reads and recomp.json does
-        not name."""
+        not name, or weights that are a link out of the folder."""
         self.verify((file,) if data is None else (file, data))
         folder = PurePosixPath(file).parent
+        # A link of the model is followed; for its weights the runtime does not leave the folder.
+        inside = (self.folder / folder).resolve()
+        if data is not None and not (self.folder / data).resolve().is_relative_to(inside):
+            raise BundleError(
+                f"{self.folder / data} is a link out of the bundle, as caches of downloads have "
+                f"them, and ONNX Runtime does not follow it: copy the bundle with its links "
+                f"followed, cp -rL {self.folder} COPY"
+            )
         for name in sorted(external_files(self.folder / file)):
             if (folder / name).as_posix() != data:
                 raise BundleError(
