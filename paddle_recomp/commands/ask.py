@@ -20,8 +20,8 @@ from paddle_recomp.commands.options import (
 from paddle_recomp.commands.printing import PlainConsole, write_json
 from paddle_recomp.commands.reports import answer_dict, print_answer, working
 from paddle_recomp.errors import ConfigError
-from paddle_recomp.files import is_file
 from paddle_recomp.explain import check_output, save_answer
+from paddle_recomp.files import is_file
 from paddle_recomp.preprocess import check_question, crop_box, load_images
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
