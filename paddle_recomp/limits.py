@@ -47,6 +47,9 @@ class Limits:
     axes: int = _bound(32, "axes of a tensor")
     pickle_steps: int = _bound(1_000_000, "steps of the pickle in a file of torch.save")
     pickle_stack: int = _bound(10_000, "values that such a pickle has on its stack")
+    sentencepiece_bytes: int = _bound(16_000_000, "bytes of a tokenizer.model")
+    piece_letters: int = _bound(1_000, "letters of a piece in a tokenizer.model")
+    token_holes: int = _bound(100_000, "ids that a tokenizer's vocabulary leaves out")
     layers: int = _bound(1_024, "layers of a tower or of a language model")
     positions: int = _bound(2_000_000, "positions of a text tower or of a language model")
 

@@ -153,6 +153,7 @@ BESIDE = {
     "json_files.py": "reads JSON",
     "files.py": "opens files",
     "limits.py": "the bounds on what a file may ask for",
+    "preprocess/rust_errors.py": "errors of the library behind the tokenizers",
     "preprocess/picture_files.py": "the bounds on a picture's file",
     "preprocess/prompt_ids.py": "control tokens that were said; other prompts are encoded whole",
     "bundle/bundle.py": "plain data; checksums are compared through it",

@@ -19,6 +19,7 @@ from paddle_recomp.preprocess import (
     ImageProcessor,
     LanguageTokenizer,
     QuestionSource,
+    ids_of,
     load_tokenizer,
 )
 from paddle_recomp.types import StageInfo
@@ -239,7 +240,7 @@ class Bundle:
         about = self.prompt
         tokenizer = load_tokenizer(self.verified(about.tokenizer))
         if about.image_token_id is not None:
-            ids = tokenizer.encode(IMAGE_PLACEHOLDER, add_special_tokens=False).ids
+            ids = ids_of(tokenizer, IMAGE_PLACEHOLDER)
             if ids != [about.image_token_id]:
                 raise BundleError(
                     f"{self.folder}: prompt.image_token_id is {about.image_token_id}, but "
