@@ -26,11 +26,6 @@ def is_folder(path: Location) -> bool:
     return os.path.isdir(path)
 
 
-def exists(path: Location) -> bool:
-    """Whether anything is there; never fails, as `is_file`."""
-    return os.path.exists(path)
-
-
 def open_file(path: Location, broken: type[RecompError], missing: type[RecompError]) -> BinaryIO:
     """A regular file, opened for reading.
 
