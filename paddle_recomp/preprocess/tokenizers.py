@@ -171,7 +171,7 @@ class LanguageTokenizer:
             )
         bos = _token_id(tokenizer, config, "bos_token", "<s>")
         # A tokenizer.json can also add a token at the end.
-        adds_bos = not fast.is_file() or tokenizer.encode("").ids[:1] == [bos]
+        adds_bos = not is_file(fast) or tokenizer.encode("").ids[:1] == [bos]
         eos = _token_id(tokenizer, config, "eos_token", "</s>")
         added = tokenizer.get_added_tokens_decoder()
         places = [n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER]
