@@ -22,6 +22,7 @@ demo-bundle: $(READY)
 docs: $(READY)
 	$(BIN)/recomp methods --markdown > docs/methods.md
 	$(BIN)/python -m tests.bundle.tables
+	$(BIN)/python -m tests.limits_table
 
 # The tests run in this many processes, which take up to 2 GB each.
 WORKERS ?= 2

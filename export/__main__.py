@@ -19,6 +19,7 @@ from paddle_recomp.commands.export_tools import export_required
 from paddle_recomp.commands.options import with_options
 from paddle_recomp.commands.printing import PlainConsole
 from paddle_recomp.commands.verify import add_verify
+from paddle_recomp.files import is_file
 
 from .options import ExportOptions
 
@@ -64,7 +65,7 @@ def _write(options: ExportOptions) -> None:
             print_ranking(console, made.outcome)
             write_ranking(options.report, made.outcome)
     bundle = made.bundle
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    sizes = [path.stat().st_size for path in folder.rglob("*") if is_file(path)]
     console.say(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, {bundle.precision}")
 
 

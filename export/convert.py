@@ -18,6 +18,7 @@ from typing import Any
 
 from paddle_recomp.bundle.contract import Graph
 from paddle_recomp.checkpoint import ModelSpec
+from paddle_recomp.files import is_file
 
 from .errors import ExportError
 from .float32 import keep_float32
@@ -72,7 +73,7 @@ def convert(job: Job) -> None:
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         },
     )
-    if done.returncode == 0 and all(p.is_file() and p.stat().st_size for p in job.files):
+    if done.returncode == 0 and all(is_file(p) and p.stat().st_size for p in job.files):
         return
     for path in job.files:
         path.unlink(missing_ok=True)
@@ -112,7 +113,7 @@ def save_layer(layer: Any, spec: ModelSpec, stem: Path) -> None:
     # On a full disk Paddle drops weights without a word.
     wanted, weights = bytes_of_parameters(stem), Path(f"{stem}.pdiparams")
     # Of a layer without weights it writes no such file.
-    found = weights.stat().st_size if weights.is_file() else 0
+    found = weights.stat().st_size if is_file(weights) else 0
     if found < wanted:
         raise ExportError(f"Paddle wrote {found} bytes of {wanted} bytes of weights: a full disk?")
 

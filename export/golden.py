@@ -19,6 +19,7 @@ from paddle_recomp.bundle import MANIFEST, Bundle
 from paddle_recomp.bundle.contract import VISION_OUTPUTS
 from paddle_recomp.bundle.golden import CASES, Limits
 from paddle_recomp.config import TokenBudget
+from paddle_recomp.files import is_file
 from paddle_recomp.llm.onnx_decoder import OnnxDecoder
 from paddle_recomp.vlm.replay import Played, Player
 
@@ -111,7 +112,7 @@ def _write_arrays(folder: Path, picture: str, case: str, played: Played) -> dict
             continue
         shared = name == "pixel_values" or name in VISION_OUTPUTS
         names[name] = f"golden/{picture if shared else case}.{name}.npy"
-        if not (folder / names[name]).is_file():
+        if not is_file(folder / names[name]):
             np.save(folder / names[name], array, allow_pickle=False)
     return names
 

@@ -13,6 +13,7 @@ from paddle_recomp.bundle import FORMAT, MANIFEST, PADDLE_PRECISIONS, write_chec
 from paddle_recomp.bundle.contract import Graph, Signature, signatures
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.compression.registry import get_method
+from paddle_recomp.files import is_file
 from paddle_recomp.preprocess import QuestionSource
 from paddle_recomp.vlm.checkpoint_inputs import (
     image_processor,
@@ -224,7 +225,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     weights are in a file beside it is found by that file."""
     for about in (*manifest["graphs"].values(), *manifest["compress"]["graphs"].values()):
         data = f"{about['file']}.data"
-        about["data"] = data if (folder / data).is_file() else None
+        about["data"] = data if is_file(folder / data) else None
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
     write_checksums(folder)

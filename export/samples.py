@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from paddle_recomp.errors import ConfigError, ImageNotFoundError, MissingDependencyError
+from paddle_recomp.files import is_file
 from paddle_recomp.preprocess import load_image
 
 CALIBRATION_QUESTIONS = (
@@ -139,7 +140,7 @@ def _shipped() -> Path:
 
 def _own_questions() -> list[str]:
     scenes = _shipped() / "scenes.json"
-    if not scenes.is_file():
+    if not is_file(scenes):
         return []
     content = json.loads(scenes.read_text(encoding="utf-8"))
     return [asked["question"] for scene in content for asked in scene["questions"]]

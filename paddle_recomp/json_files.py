@@ -4,23 +4,20 @@ a key that comes twice, NaN, Infinity and half a character are refused; a file h
 from __future__ import annotations
 
 import json
+import math
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, RecompError
+from paddle_recomp.files import read_file
+from paddle_recomp.limits import limits, the_limit
 
 _EXCERPT = 60
 """Characters of a value that a message shows."""
 _NAMES = 20
 """Names that a message lists."""
-_LARGEST = 256_000_000
-"""Bytes of a file that is read as a whole."""
-_DEEPEST = 100
-"""Levels of lists and objects in one another. Python's own functions fail at about ten times that
-number."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 """A surrogate, which is half a character: no text of UTF-8 has one."""
 
@@ -39,18 +36,7 @@ def read_json(
 
 def read_bytes(path: Path, broken: type[RecompError], missing: type[RecompError]) -> bytes:
     """The content of a small regular file. Raises: as `read_json`."""
-    try:
-        about = path.stat()
-        # A pipe would be waited for, perhaps for ever.
-        if not stat.S_ISREG(about.st_mode):
-            raise broken(f"{path} cannot be read: it is not a regular file")
-        if about.st_size > _LARGEST:
-            raise broken(f"{path} has {about.st_size} bytes; expected at most {_LARGEST}")
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise missing(f"there is no {path}") from None
-    except OSError as error:
-        raise broken(f"{path} cannot be read: {error.strerror or error}") from error
+    return read_file(path, broken, missing)
 
 
 def parse_json(
@@ -62,6 +48,9 @@ def parse_json(
     try:
         # Of bytes, Python would guess the encoding.
         text = text.decode("utf-8") if isinstance(text, bytes) else text
+        # Lists of lists of nothing take twenty times the memory of their text.
+        if (values := sum(map(text.count, ",[{"))) > limits().json_values:
+            raise ValueError(f"it has {values} values; {the_limit('json_values')}")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         _check_content(value)
     except (ValueError, RecursionError) as error:
@@ -84,7 +73,8 @@ def shown(value: object) -> str:
 def one_line(text: object, longest: int = _EXCERPT) -> str:
     """A text from a file or a library for a message: on one line, cut behind so many characters,
     and control characters as escapes."""
-    return _cut(" ".join(str(text).split()), longest)
+    # White space and escapes make a line shorter or longer, but never from nothing.
+    return _cut(" ".join(str(text)[: 20 * longest].split()), longest)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -99,22 +89,36 @@ def _cut(line: str, longest: int) -> str:
 
 
 def _check_content(value: object) -> None:
-    """Refuses half characters and what is nested too deeply, without recursion.
+    """Refuses half characters, numbers that do not fit where numbers are used, and what is nested
+    too deeply, without recursion.
 
     Raises: ValueError."""
+    bounds = limits()
+    largest = 10**bounds.json_digits
     level, depth = [value], 0
     while level:
-        if depth > _DEEPEST:
-            raise ValueError(f"it is nested more than {_DEEPEST} deep")
+        if depth > bounds.json_depth:
+            raise ValueError(
+                f"it is nested more than {bounds.json_depth} deep; {the_limit('json_depth')}"
+            )
         below: list[object] = []
         for item in level:
-            if isinstance(item, str) and not item.isascii() and _HALF.search(item):
-                raise ValueError(f"{shown(item)} has half a character (a lone surrogate) in it")
-            if isinstance(item, dict):
+            if isinstance(item, str):
+                if not item.isascii() and _HALF.search(item):
+                    raise ValueError(f"{shown(item)} has half a character (a lone surrogate) in it")
+            elif isinstance(item, dict):
                 below += item.keys()
                 below += item.values()
             elif isinstance(item, list):
                 below += item
+            elif isinstance(item, float):
+                if math.isinf(item):
+                    raise ValueError("it has a number above 1.8e308, which is no float64")
+            elif isinstance(item, int) and not -largest < item < largest:
+                digits = len(str(abs(item)))
+                raise ValueError(
+                    f"it has an integer of {digits} digits; {the_limit('json_digits')}"
+                )
         level, depth = below, depth + 1
 
 
@@ -123,9 +127,19 @@ def number_of(path: Path, fields: dict[str, Any], key: str, default: float | Non
 
     Raises: CheckpointError when it is missing without a default, or not a number."""
     value = fields.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value - value != 0:
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected a number")
+    if not is_number(value):
+        raise CheckpointError(f"{path}: {key} is {one_line(repr(value))}; expected a number")
     return float(value)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number that float64 has; an integer may be too large for that."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from paddle_recomp.commands.methods import markdown
 from paddle_recomp.compression.config import CompressionConfig, preset
 from paddle_recomp.compression.registry import METHODS
+from tests import limits_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -45,6 +46,11 @@ def test_the_page_of_methods_is_what_the_command_prints() -> None:
     """`make docs` writes it."""
     written = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert written == markdown(list(METHODS.values()))
+
+
+def test_the_page_of_bounds_has_them_all() -> None:
+    """`make docs` writes the table."""
+    assert limits_table.DOCUMENT.read_text(encoding="utf-8") == limits_table.page()
 
 
 def test_the_table_of_switches_has_the_presets() -> None:

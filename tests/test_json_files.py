@@ -12,6 +12,7 @@ from paddle_recomp.errors import (
     BundleNotFoundError,
     CheckpointError,
     CheckpointNotFoundError,
+    ConfigError,
 )
 from paddle_recomp.json_files import number_of, one_line, read_json, shown
 
@@ -45,6 +46,10 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "nested more than 100 deep"),
         (b'{"a": ' + b"[" * 970 + b"]" * 970 + b"}", "is not JSON"),
         (b'{"a": ' + b"1" * 5000 + b"}", "is not JSON"),
+        (b'{"a": ' + b"1" * 101 + b"}", "an integer of 101 digits; the limit is 100"),
+        (b'{"a": [-' + b"1" * 4000 + b"]}", "an integer of 4000 digits; the limit is 100"),
+        (b'{"a": 1e400}', "a number above 1.8e308"),
+        (b'{"a": [' + b"0," * 4_000_000 + b"0]}", "has 4000002 values; the limit is 4000000"),
     ],
 )
 def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -80,7 +85,10 @@ def test_a_pipe_and_a_huge_file_are_refused_unread(tmp_path: Path) -> None:
         file.truncate(3_000_000_000)  # It takes no room on the disk.
     with pytest.raises(BundleError, match="not a regular file"):
         read_json(pipe, BundleError)
-    with pytest.raises(BundleError, match="has 3000000000 bytes; expected at most 256000000"):
+    with pytest.raises(
+        BundleError,
+        match=r"has 3000000000 bytes; the limit is 64000000 \(RECOMP_LIMIT_FILE_BYTES\)",
+    ):
         read_json(huge, BundleError)
 
 
@@ -100,7 +108,29 @@ def test_a_value_in_a_message_is_short() -> None:
     )
 
 
-@pytest.mark.parametrize("value", [None, "1", True, [1], float("nan"), float("inf")])
+def test_a_file_that_lies_about_its_size_is_not_read_to_its_end() -> None:
+    for path in ("/proc/self/mem", "/proc/self/maps", "/dev/zero", "/dev/null"):
+        with pytest.raises(BundleError, match=f"^{path} cannot be read: "):
+            read_json(Path(path), BundleError)
+
+
+def test_a_bound_is_set_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"a": [[]]}')
+    monkeypatch.setenv("RECOMP_LIMIT_JSON_DEPTH", "1")
+    with pytest.raises(CheckpointError, match=r"the limit is 1 \(RECOMP_LIMIT_JSON_DEPTH\)"):
+        read_json(path)
+    monkeypatch.setenv("RECOMP_LIMIT_JSON_DEPTH", "2")
+    assert read_json(path) == {"a": [[]]}
+    for value in ("", "0", "-1", "1e3", "٣", "9" * 5000):
+        monkeypatch.setenv("RECOMP_LIMIT_JSON_DEPTH", value)
+        with pytest.raises(ConfigError, match=r"RECOMP_LIMIT_JSON_DEPTH is .*expected a positive"):
+            read_json(path)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "1", True, [1], float("nan"), float("inf"), 10**400, -(10**309)]
+)
 def test_a_number_is_finite(value: object) -> None:
     with pytest.raises(CheckpointError, match=r"a\.json: key is .*; expected a number"):
         number_of(Path("a.json"), {"key": value}, "key")

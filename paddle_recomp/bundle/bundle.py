@@ -19,6 +19,7 @@ from paddle_recomp.preprocess import (
     ImageProcessor,
     LanguageTokenizer,
     QuestionSource,
+    ids_of,
     load_tokenizer,
 )
 from paddle_recomp.types import StageInfo
@@ -239,7 +240,7 @@ class Bundle:
         about = self.prompt
         tokenizer = load_tokenizer(self.verified(about.tokenizer))
         if about.image_token_id is not None:
-            ids = tokenizer.encode(IMAGE_PLACEHOLDER, add_special_tokens=False).ids
+            ids = ids_of(tokenizer, IMAGE_PLACEHOLDER)
             if ids != [about.image_token_id]:
                 raise BundleError(
                     f"{self.folder}: prompt.image_token_id is {about.image_token_id}, but "
@@ -271,9 +272,17 @@ class Bundle:
         """Compares the files of a graph, and looks that the graph reads no other file.
 
         Raises: as `verified`; BundleError naming a file that the graph reads and recomp.json does
-        not name."""
+        not name, or weights that are a link out of the folder."""
         self.verify((file,) if data is None else (file, data))
         folder = PurePosixPath(file).parent
+        # A link of the model is followed; for its weights the runtime does not leave the folder.
+        inside = (self.folder / folder).resolve()
+        if data is not None and not (self.folder / data).resolve().is_relative_to(inside):
+            raise BundleError(
+                f"{self.folder / data} is a link out of the bundle, as caches of downloads have "
+                f"them, and ONNX Runtime does not follow it: copy the bundle with its links "
+                f"followed, cp -rL {self.folder} COPY"
+            )
         for name in sorted(external_files(self.folder / file)):
             if (folder / name).as_posix() != data:
                 raise BundleError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from paddle_recomp.errors import BundleError, BundleNotFoundError
+from paddle_recomp.files import is_file
 from paddle_recomp.json_files import one_line, read_bytes, shown
 
 SUMS = "SHA256SUMS"
@@ -109,7 +110,7 @@ def write_checksums(folder: Path) -> None:
 
 def files_below(folder: Path) -> Iterable[Path]:
     """Every file of a bundle but its SHA256SUMS."""
-    return (p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
+    return (p for p in folder.rglob("*") if is_file(p) and p != folder / SUMS)
 
 
 def check_name(path: Path, name: str) -> None:

@@ -30,6 +30,7 @@ from paddle_recomp.bundle.contract import (
 )
 from paddle_recomp.bundle.schema import RECOMP, check, load_schema
 from paddle_recomp.errors import BundleError, BundleNotFoundError
+from paddle_recomp.files import is_file
 from paddle_recomp.json_files import listed, one_line, parse_json, read_bytes, shown
 from paddle_recomp.preprocess import IMAGE_PLACEHOLDER, ChatTemplate, ImageProcessor
 from paddle_recomp.types import StageInfo, StageKind
@@ -55,9 +56,10 @@ def open_bundle(folder: Path, compress: str | None = None) -> Bundle:
     format, a field or a file that is not as it should be, anything that this version cannot run,
     or a name that `compress` has and the bundle has not."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleNotFoundError(f"there is no {path}: not a bundle")
-    content = read_bytes(path, BundleError, BundleNotFoundError)
+    try:
+        content = read_bytes(path, BundleError, BundleNotFoundError)
+    except BundleNotFoundError as error:
+        raise BundleNotFoundError(f"{error}: not a bundle") from None
     manifest = parse_json(content, str(path), BundleError)
     _check_format(path, manifest)
     sums = Checksums.read(folder)
@@ -125,7 +127,7 @@ def _find_files(path: Path, named: Mapping[str, str], sums: Checksums) -> dict[s
         target = path.parent / name
         if name not in sums.expected:
             raise BundleError(f"{path}: {field} is {shown(name)}, which has no sum in SHA256SUMS")
-        if not target.is_file():
+        if not is_file(target):
             raise BundleNotFoundError(f"there is no {target}, which {MANIFEST} names")
         sizes[name] = target.stat().st_size
     return sizes

@@ -23,6 +23,7 @@ from paddle_recomp.checkpoint.shards import read_weights
 from paddle_recomp.checkpoint.spec import PARTS, ModelSpec
 from paddle_recomp.checkpoint.tensors import load, stored_bytes
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+from paddle_recomp.files import is_file, is_folder
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,16 @@ def open_checkpoint(
 
     Raises: CheckpointNotFoundError for folders and files that are not there; CheckpointError for
     anything in them that is not as it should be."""
-    if not model.is_dir():
+    if not is_folder(model):
         raise CheckpointNotFoundError(f"{model} is not a folder")
-    if not (model / "config.json").is_file():
-        raise CheckpointNotFoundError(f"{model / 'config.json'} does not exist: not a checkpoint")
+    if not is_file(model / "config.json"):
+        raise CheckpointNotFoundError(
+            f"{model / 'config.json'} does not exist: not a checkpoint (nor is there a "
+            "recomp.json, which a bundle has)"
+        )
     if clip is None:
         clip = model / "clip"
-        if not clip.is_dir():
+        if not is_folder(clip):
             raise CheckpointNotFoundError(
                 f"{model} has no text tower, which reads the question; name the folder of the "
                 f"CLIP model whose vision tower it uses (--clip DIR), or place it at {clip}"

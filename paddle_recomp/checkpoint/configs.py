@@ -28,7 +28,8 @@ from paddle_recomp.checkpoint.spec import (
     VisionTowerSpec,
 )
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
-from paddle_recomp.json_files import read_json, shown
+from paddle_recomp.files import is_file, is_folder
+from paddle_recomp.json_files import one_line, read_json, shown
 
 _LANGUAGE_DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {
@@ -70,7 +71,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointNotFoundError(f"{folder} is not a folder")
     return read_json(folder / "config.json")
 
@@ -147,14 +148,14 @@ def read_model_config(folder: Path, clip: ClipConfig) -> ModelSpec:
             return _llava_hf(config, ends or _ends(config), clip)
         raise CheckpointError(
             "neither 'text_config' (llava-hf layout) nor 'mm_vision_tower' (original layout) "
-            f"is there; model_type is {config.get('model_type')!r}"
+            f"is there; model_type is {one_line(repr(config.get('model_type')))}"
         )
 
 
 def _generation_ends(path: Path) -> tuple[int, ...]:
     """The end tokens of generation_config.json, where it has any: config.json often has only one of
     them."""
-    if not path.is_file():
+    if not is_file(path):
         return ()
     with _naming(path):
         return _ends(read_json(path))
@@ -243,9 +244,9 @@ def _check_named_tower(name: str, clip: VisionTowerSpec) -> None:
     is 224, and behind that of a patch.
 
     Raises: CheckpointError where the CLIP folder has other ones."""
-    if named := re.search(r"patch-?(\d+)(?:-(\d+)(?:px)?)?/?$", name.lower()):
+    if named := re.search(r"patch-?([0-9]{1,9})(?:-([0-9]{1,9})(?:px)?)?/?$", name.lower()):
         patch, picture = int(named[1]), int(named[2] or 224)
-    elif named := re.search(r"-(\d{3,4})(?:px)?/?$", name.lower()):
+    elif named := re.search(r"-([0-9]{3,4})(?:px)?/?$", name.lower()):
         patch, picture = clip.patch_size, int(named[1])
     else:
         return

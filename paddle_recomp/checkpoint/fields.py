@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.json_files import is_number, one_line
 
 Json = Mapping[str, Any]
+
+_LARGEST = 2**53
+"""The largest integer of a configuration: every reader of JSON has it exactly."""
 
 
 def _wrong_type(name: str, value: object, expected: str) -> CheckpointError:
     if isinstance(value, (dict, list)):
         return CheckpointError(f"{name} is a {type(value).__name__}; expected {expected}")
-    return CheckpointError(f"{name} is {value!r}; expected {expected}")
+    return CheckpointError(f"{name} is {one_line(repr(value))}; expected {expected}")
 
 
 def _given(config: Json, name: str, default: Any) -> Any:
@@ -32,13 +35,15 @@ def integer(config: Json, name: str, default: int | None = None) -> int:
     value = _given(config, name, default)
     if type(value) is not int:
         raise _wrong_type(name, value, "an integer")
+    if abs(value) > _LARGEST:
+        raise _wrong_type(name, value, f"an integer of at most {_LARGEST}")
     return value
 
 
 def number(config: Json, name: str, default: float | None = None) -> float:
     """Raises: CheckpointError when the field is missing or no positive finite number."""
     value = _given(config, name, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise _wrong_type(name, value, "a positive number")
     return float(value)
 
@@ -71,7 +76,7 @@ def choice(config: Json, name: str, allowed: tuple[str, ...], default: str | Non
     """Raises: CheckpointError when the field is missing or none of those allowed."""
     value = string(config, name, default)
     if value not in allowed:
-        raise CheckpointError(f"{name} is {value!r}; supported: {', '.join(allowed)}")
+        raise CheckpointError(f"{name} is {one_line(repr(value))}; supported: {', '.join(allowed)}")
     return value
 
 
@@ -81,6 +86,6 @@ def integers(config: Json, name: str, default: int | None = None) -> tuple[int, 
     Raises: CheckpointError when it is missing or something else."""
     value = _given(config, name, default)
     values = value if isinstance(value, list) else [value]
-    if not values or any(type(item) is not int for item in values):
+    if not values or any(type(item) is not int or abs(item) > _LARGEST for item in values):
         raise _wrong_type(name, value, "an integer or a list of integers")
     return tuple(values)

@@ -9,6 +9,7 @@ from paddle_recomp.checkpoint.names import Shapes
 from paddle_recomp.checkpoint.spec import ModelSpec
 from paddle_recomp.checkpoint.tensors import PARAMETER_DTYPES, StoredTensor
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.json_files import one_line
 
 Rules = tuple[tuple[str, str, str], ...]
 """(stored prefix, part, canonical prefix); the first that fits decides."""
@@ -80,12 +81,13 @@ def sort_into_parts(folder: Path, tensors: Mapping[str, StoredTensor], rules: Ru
                 found = parts.setdefault(part, {})
                 if name in found:
                     raise CheckpointError(
-                        f"{folder}: {found[name].key} and {key} are the same parameter"
+                        f"{folder}: {one_line(found[name].key)} and {one_line(key)} are the same "
+                        "parameter"
                     )
                 found[name] = tensor
                 break
         else:
-            strangers.append(key)
+            strangers.append(one_line(key))
     if strangers:
         raise CheckpointError(f"{folder}: unexpected {_listing(strangers)}")
     return parts
@@ -100,18 +102,19 @@ def check_part(
     faults: list[str] = []
     if missing := [name for name in expected if name not in found]:
         faults.append(f"missing {_listing(missing)}")
-    if extra := [tensor.key for name, tensor in found.items() if name not in expected]:
+    if extra := [one_line(tensor.key) for name, tensor in found.items() if name not in expected]:
         faults.append(f"unexpected {_listing(extra)}")
     common = [(found[name], shape) for name, shape in expected.items() if name in found]
     misshapen = [
-        f"{tensor.key} is {list(tensor.shape)} in {tensor.file.name}, expected {list(shape)}"
+        f"{one_line(tensor.key)} is {one_line(list(tensor.shape))} in "
+        f"{tensor.file.name}, expected {list(shape)}"
         for tensor, shape in common
         if tensor.shape != shape
     ]
     if misshapen:
         faults.append(_listing(misshapen))
     mistyped = [
-        f"{tensor.key} is {tensor.dtype} in {tensor.file.name}, "
+        f"{one_line(tensor.key)} is {tensor.dtype} in {tensor.file.name}, "
         f"expected {' or '.join(PARAMETER_DTYPES)}"
         for tensor, _ in common
         if tensor.dtype not in PARAMETER_DTYPES

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.json_files import is_number, one_line
+from paddle_recomp.limits import limits, the_limit
 
 PARTS = ("vision_tower", "text_tower", "projector", "language_model")
 """The parts of a model, in the order in which data passes through them."""
@@ -14,13 +16,11 @@ PARTS = ("vision_tower", "text_tower", "projector", "language_model")
 LANGUAGE_MODELS = ("llama", "qwen2", "mistral")
 """The model_types of the decoders that can be read."""
 
-_MAX_LAYERS = 1000  # a false claim of a file must not fill the memory with names
-
 
 def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         listing = ", ".join(str(item) for item in allowed)
-        raise CheckpointError(f"{name} is {value!r}; supported: {listing}")
+        raise CheckpointError(f"{name} is {one_line(repr(value))}; supported: {listing}")
 
 
 def _check_sizes(spec: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
@@ -29,8 +29,11 @@ def _check_sizes(spec: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
         value = getattr(spec, item.name)
         if type(value) is int and item.name not in may_be_zero and value < 1:
             raise CheckpointError(f"{item.name} is {value}; expected at least 1")
-        if item.name == "num_layers" and value > _MAX_LAYERS:
-            raise CheckpointError(f"num_layers is {value}; expected at most {_MAX_LAYERS}")
+        # A false claim of a file must not fill the memory with names.
+        if item.name == "num_layers" and value > limits().layers:
+            raise CheckpointError(f"num_layers is {value}; {the_limit('layers')}")
+        if item.name == "max_positions" and value > limits().positions:
+            raise CheckpointError(f"max_positions is {value}; {the_limit('positions')}")
 
 
 def _check_divides(spec: Any, whole: str, part: str) -> None:
@@ -178,8 +181,10 @@ def _check_rope_scaling(scaling: Mapping[str, Any]) -> None:
         needed += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
     for name in needed:
         value = scaling.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise CheckpointError(f"rope_scaling.{name} is {value!r}; expected a positive number")
+        if not is_number(value) or value <= 0:
+            raise CheckpointError(
+                f"rope_scaling.{name} is {one_line(repr(value))}; expected a positive number"
+            )
 
 
 @dataclass(frozen=True)

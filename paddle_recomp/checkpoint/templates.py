@@ -12,6 +12,7 @@ from typing import Any
 
 from paddle_recomp.checkpoint.checkpoint import Checkpoint
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from paddle_recomp.files import is_file
 from paddle_recomp.json_files import listed, read_bytes, read_json, shown
 from paddle_recomp.preprocess import TEMPLATES, ChatTemplate
 from paddle_recomp.preprocess.jinja_template import read_jinja
@@ -47,7 +48,7 @@ def prompt_format(checkpoint: Checkpoint) -> PromptFormat:
         if wanted in TEMPLATES:
             return PromptFormat(TEMPLATES[wanted], wanted)
         path = Path(wanted)
-        if not path.is_file():
+        if not is_file(path):
             raise ConfigError(f"there is no chat template {shown(wanted)}; {_REMEDY}")
         text = _field(path) if path.suffix == ".json" else _text(path)
         if text is None:
@@ -81,18 +82,18 @@ def _original_name(checkpoint: Checkpoint) -> str:
 def _own(folder: Path) -> tuple[Path, str] | None:
     """The file that decides, with its template. Raises: CheckpointError."""
     processor, others = folder / "processor_config.json", sorted((folder / _OTHERS).glob("*.jinja"))
-    if (folder / _LEGACY).is_file() and others:
+    if is_file(folder / _LEGACY) and others:
         raise CheckpointError(
             f"{folder} has both {_LEGACY} and {_OTHERS}, which transformers refuses, too: it does "
             f"not say which counts; {_REMEDY}"
         )
-    if processor.is_file() and (text := _field(processor)) is not None:
+    if is_file(processor) and (text := _field(processor)) is not None:
         return processor, text
-    if (folder / _LEGACY).is_file():
+    if is_file(folder / _LEGACY):
         if (text := _field(folder / _LEGACY)) is None:
             raise CheckpointError(f"{folder / _LEGACY} has no chat_template")
         return folder / _LEGACY, text
-    if (folder / _JINJA).is_file():
+    if is_file(folder / _JINJA):
         return folder / _JINJA, _text(folder / _JINJA)
     if others:
         named = {path.stem: path for path in others}
@@ -100,7 +101,7 @@ def _own(folder: Path) -> tuple[Path, str] | None:
             raise _no_default(folder / _OTHERS, named)
         return named["default"], _text(named["default"])
     tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.is_file() and (text := _field(tokenizer)) is not None:
+    if is_file(tokenizer) and (text := _field(tokenizer)) is not None:
         return tokenizer, text
     return None
 
@@ -155,7 +156,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     Raises: CheckpointError for a broken file."""
     given: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             fields = read_json(folder / name)
             given.update({key: fields[key] for key in fields if key.endswith("_token")})
     named = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.json_files import one_line
 
 ITEM_SIZES = {
     "float64": 8,
@@ -60,7 +61,10 @@ class StoredTensor:
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides, in items, of a tensor without gaps."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides[: len(shape)]))
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
@@ -78,25 +82,17 @@ def load(tensor: StoredTensor) -> np.ndarray[Any, Any]:
     Raises: CheckpointError for a type that no parameter has, or when the file has gone."""
     if tensor.dtype not in PARAMETER_DTYPES:
         raise CheckpointError(
-            f"{tensor.file}: {tensor.key} is {tensor.dtype}; expected one of "
+            f"{tensor.file}: {one_line(tensor.key)} is {tensor.dtype}; expected one of "
             f"{', '.join(PARAMETER_DTYPES)}"
         )
     stored = np.dtype("<u2" if tensor.dtype == "bfloat16" else tensor.dtype).newbyteorder("<")
-    if tensor.size == 0:
-        view = np.empty(tensor.shape, stored)
-    else:
-        try:
-            flat = np.memmap(
-                tensor.file,
-                dtype=stored,
-                mode="r",
-                offset=tensor.offset,
-                shape=(extent(tensor.shape, tensor.strides),),
-            )
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{tensor.file}: {tensor.key} cannot be read: {error}") from error
-        strides = tuple(stride * stored.itemsize for stride in tensor.strides)
-        view = np.ndarray(tensor.shape, stored, buffer=flat, strides=strides)
+    try:
+        # An empty one may claim more of its other axes than an array can have.
+        view = _view(tensor, stored) if tensor.size else np.empty(tensor.shape, stored)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{tensor.file}: {one_line(tensor.key)} cannot be read: {one_line(error, 200)}"
+        ) from error
     if tensor.dtype != "bfloat16":
         return view
     wide = view.astype(np.uint32)
@@ -113,4 +109,14 @@ def stored_bytes(tensor: StoredTensor, most: int) -> bytes:
             file.seek(tensor.offset)
             return file.read(min(most, tensor.nbytes))
     except OSError as error:
-        raise CheckpointError(f"{tensor.file}: {tensor.key} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{tensor.file}: {one_line(tensor.key)} cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def _view(tensor: StoredTensor, stored: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Raises: OSError, ValueError."""
+    span = extent(tensor.shape, tensor.strides)
+    flat = np.memmap(tensor.file, dtype=stored, mode="r", offset=tensor.offset, shape=(span,))
+    strides = tuple(stride * stored.itemsize for stride in tensor.strides)
+    return np.ndarray(tensor.shape, stored, buffer=flat, strides=strides)

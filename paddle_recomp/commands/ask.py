@@ -21,6 +21,7 @@ from paddle_recomp.commands.printing import PlainConsole, write_json
 from paddle_recomp.commands.reports import answer_dict, print_answer, working
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain import check_output, save_answer
+from paddle_recomp.files import is_file
 from paddle_recomp.preprocess import check_question, crop_box, load_images
 from paddle_recomp.vlm.feature_cache import FeatureCache
 
@@ -49,7 +50,7 @@ def ask(
             # A file is read again, because reading it is part of the time to the first token. A
             # pipe can be read only once.
             given = [
-                file if file.is_file() else picture
+                file if is_file(file) else picture
                 for file, picture in zip(images, pictures, strict=True)
             ]
             answer = vlm.ask(given, question, budget, generation)
@@ -69,7 +70,7 @@ def check_inputs(images: Sequence[Path], question: str, output: Path | None) -> 
     """The pictures. Input is checked here as far as that is possible before a model is loaded.
 
     Raises: ConfigError; ImageError."""
-    if not images and Path(question).is_file():
+    if not images and is_file(question):
         raise ConfigError(f"there is no question, only the file {question}")
     if not images and output is not None:
         raise ConfigError(f"{output}: there is no picture to draw on")

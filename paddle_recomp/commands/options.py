@@ -19,6 +19,7 @@ from paddle_recomp.compression.config import DEFAULT_PRESET, PRESETS, Compressio
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.config import GenerationConfig, TokenBudget, listing
 from paddle_recomp.errors import ConfigError
+from paddle_recomp.files import is_folder
 from paddle_recomp.preprocess import TEMPLATES
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def check_folder_of(output: Path | None) -> None:
     """Refuses a file that could not be written, before the work for it begins.
 
     Raises: ConfigError when its folder does not exist."""
-    if output is not None and not output.absolute().parent.is_dir():
+    if output is not None and not is_folder(output.absolute().parent):
         raise ConfigError(f"{output}: there is no folder {output.absolute().parent}")
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from paddle_recomp.errors import ConfigError
 from paddle_recomp.explain.page import beside, draw_overlay
+from paddle_recomp.files import is_folder
 from paddle_recomp.preprocess import ImageProcessor, crop_box
 from paddle_recomp.types import StageInfo, VisualTokens
 
@@ -62,9 +63,9 @@ def check_output(path: Path) -> None:
 
     Raises: ConfigError when its folder does not exist, when it is a folder itself, or when its
     extension names no format in which pictures are written."""
-    if not path.absolute().parent.is_dir():
+    if not is_folder(path.absolute().parent):
         raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
-    if path.is_dir():
+    if is_folder(path):
         raise ConfigError(f"{path} is a folder; expected a file for the overlay")
     kind = Image.registered_extensions().get(path.suffix.lower())
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,8 +203,18 @@ class OnnxDecoder:
 
 def _buffers(names: Sequence[str], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Arrays of zeros in one block, which returns to the system as a whole when it is no longer
-    used; a process keeps memory that it frees in small pieces."""
-    return dict(zip(names, np.zeros((len(names), *shape), dtype=np.float32), strict=True))
+    used; a process keeps memory that it frees in small pieces.
+
+    Raises: BundleError for more memory than there is."""
+    try:
+        block = np.zeros((len(names), *shape), dtype=np.float32)
+    except (MemoryError, ValueError):
+        gigabytes = 4e-9 * len(names) * math.prod(shape)
+        raise BundleError(
+            f"the language model's cache for {shape[2]} positions takes {gigabytes:.3g} GB, which "
+            "this machine does not give"
+        ) from None
+    return dict(zip(names, block, strict=True))
 
 
 def _open_embedding(path: Path, info: DecoderInfo) -> np.ndarray:
@@ -238,11 +249,14 @@ def _check_graph(session: Any, path: Path, info: DecoderInfo) -> None:
     cache: dict[int, int] = {1: info.num_kv_heads, 3: info.cache_width}
     sizes = {"inputs_embeds": {2: info.hidden_size}, "logits": {1: info.vocab_size}}
     sizes |= {name: cache for pair in names for name in pair}
+    before = {name for name, _ in names}
     for node in (*session.get_inputs(), *session.get_outputs()):
         for axis, expected in sizes.get(node.name, {}).items():
             # A size that may vary is a text, and so is one that the runtime does not know.
             found = node.shape[axis] if axis < len(node.shape) else 0
-            if isinstance(found, int) and found != expected:
+            # An input of any size would be given a cache of any size.
+            free = node.name in before and not isinstance(found, int)
+            if free or (isinstance(found, int) and found != expected):
                 raise BundleError(
                     f"{path}: {node.name} is {one_line(node.shape)}; recomp.json says {expected} "
                     f"in place of {found}"

@@ -23,6 +23,7 @@ from paddle_recomp.preprocess.tokenizers import (
     ClipTokenizer,
     LanguageTokenizer,
     StreamDecoder,
+    ids_of,
     load_tokenizer,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "clip_text",
     "crop_box",
     "first_line",
+    "ids_of",
     "load_image",
     "load_images",
     "load_tokenizer",

@@ -13,13 +13,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from paddle_recomp.errors import CheckpointError, ImageError
-from paddle_recomp.json_files import number_of, read_json
+from paddle_recomp.files import is_file
+from paddle_recomp.json_files import number_of, one_line, read_json, shown
+from paddle_recomp.limits import limits, the_limit
 from paddle_recomp.preprocess.images import load_image
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the original picture; may lie outside of it."""
 
 _MAX_WORK_PIXELS = 100_000_000
+_LARGEST = 1_000_000
+"""Of the numbers by which pixels are scaled and shifted."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,20 @@ class ImageProcessor:
     pad_colour: tuple[int, int, int] | None = None
     """Around a padded picture; None: the mean, truncated, as LLaVA has it."""
 
+    def __post_init__(self) -> None:
+        """Raises: CheckpointError for sizes and colours that no preparation has."""
+        for name in ("size", "crop"):
+            if not 1 <= getattr(self, name) <= limits().prepared_side:
+                raise CheckpointError(
+                    f"pictures are prepared to {name} {getattr(self, name)}; "
+                    f"{the_limit('prepared_side')}"
+                )
+        for value in (*self.mean, *self.std, self.rescale):
+            if not abs(value) <= _LARGEST:
+                raise CheckpointError(
+                    f"pictures are prepared with the number {value}; expected at most {_LARGEST}"
+                )
+
     @property
     def background(self) -> tuple[int, int, int]:
         """The colour around a padded picture."""
@@ -79,10 +97,12 @@ class ImageProcessor:
         path, fields = _read_processor_fields(Path(folder))
         for flag in ("do_resize", "do_center_crop"):
             if fields.get(flag, True) is not True:
-                raise CheckpointError(f"{path}: {flag} is {fields[flag]!r}; only true is supported")
+                raise CheckpointError(
+                    f"{path}: {flag} is {shown(fields[flag])}; only true is supported"
+                )
         if fields.get("resample", 3) != 3:
             raise CheckpointError(
-                f"{path}: resample is {fields['resample']!r}; only 3 (bicubic) is supported"
+                f"{path}: resample is {shown(fields['resample'])}; only 3 (bicubic) is supported"
             )
         normalise = fields.get("do_normalize", True)
         if aspect is None:
@@ -196,7 +216,7 @@ def _check_work(size: tuple[int, int], pixels: int) -> None:
 
 def _read_processor_fields(folder: Path) -> tuple[Path, dict[str, Any]]:
     plain, nested = folder / "preprocessor_config.json", folder / "processor_config.json"
-    if not plain.is_file() and nested.is_file():
+    if not is_file(plain) and is_file(nested):
         inner = read_json(nested).get("image_processor")
         if isinstance(inner, dict):
             return nested, inner
@@ -206,13 +226,15 @@ def _read_processor_fields(folder: Path) -> tuple[Path, dict[str, Any]]:
 def _side(path: Path, fields: dict[str, Any], key: str, names: tuple[str, ...]) -> int:
     value = fields.get(key)
     if isinstance(value, dict) and set(value) == set(names):
-        sides = set(value.values())
-        value = sides.pop() if len(sides) == 1 else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        first, *others = value.values()
+        value = first if all(other == first for other in others) else value
+    if type(value) is not int or value < 1:
         raise CheckpointError(
-            f"{path}: {key} is {fields.get(key)!r}; expected a number of pixels or equal "
-            f"{' and '.join(names)}"
+            f"{path}: {key} is {one_line(repr(fields.get(key)))}; expected a number of pixels or "
+            f"equal {' and '.join(names)}"
         )
+    if value > limits().prepared_side:
+        raise CheckpointError(f"{path}: {key} is {value}; {the_limit('prepared_side')}")
     return value
 
 
@@ -221,6 +243,6 @@ def _channels(
 ) -> tuple[float, float, float]:
     value = fields.get(key)
     if not isinstance(value, list) or len(value) != 3 or (not zero and 0 in value):
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected three numbers")
+        raise CheckpointError(f"{path}: {key} is {one_line(repr(value))}; expected three numbers")
     red, green, blue = (number_of(path, {key: channel}, key) for channel in value)
     return red, green, blue

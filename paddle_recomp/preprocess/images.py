@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Sequence
-from typing import BinaryIO, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from paddle_recomp.errors import ImageError, ImageNotFoundError
+from paddle_recomp.files import is_folder, read_file
+from paddle_recomp.limits import limits, the_limit, variable
+from paddle_recomp.preprocess.picture_files import decode, decode_file, open_picture
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""The formats that are decoded. The list is closed, because some of Pillow's formats (EPS) start
-programs."""
-
-MAX_PIXELS = 50_000_000
-"""The largest picture that is decoded by default."""
-
-_LARGEST_PIPE = 256_000_000
-"""Bytes of a picture that comes through a pipe."""
-
+_BAND = 64
+"""Rows that are scaled at once."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Pillow decodes a picture when its pixels are first used. Two threads that share a picture would
@@ -33,10 +28,11 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _decoding = threading.Lock()
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
     """A picture as upright RGB, from a path, from the bytes of a file, or from a Pillow image.
 
-    Its size is checked in the header, before anything is decoded. EXIF orientation is applied;
+    Its size is checked in the header, before anything is decoded; without `max_pixels` the bound is
+    that of `limits`, as are the others on a picture's file. EXIF orientation is applied;
     transparency is dropped, not blended, as CLIP's own pipeline does; 16-bit and float greys
     are scaled to 8 bits; of an animation the first frame is read.
 
@@ -44,18 +40,22 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     picture, damaged, empty, larger than `max_pixels`, or of another type."""
     if isinstance(source, Image.Image):
         with _decoding:
-            _decode(source, "the picture", max_pixels)
+            _check_size(source.size, "the picture", max_pixels)
+            decode(source, "the picture")
         return _to_rgb(source)
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), "the picture", max_pixels)
+        if len(source) > limits().picture_bytes:
+            raise ImageError(
+                f"the picture's file has {len(source)} bytes; {the_limit('picture_bytes')}"
+            )
+        return _read(source, "the picture", max_pixels)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
             f"a picture is of type {type(source).__name__}; expected a path, the bytes of a file, "
             "or a Pillow image"
         )
     name = repr(os.fspath(source))
-    with _open_file(source) as file:
-        return _read(file if file.seekable() else _whole(file, name), name, max_pixels)
+    return _read(_content(source, name), name, max_pixels)
 
 
 def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
@@ -68,69 +68,32 @@ def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
     return [loaded[key] for key in keys]
 
 
-def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    name = repr(os.fspath(path))
+def _content(path: str | os.PathLike[str], name: str) -> bytes:
+    if is_folder(path):
+        raise ImageError(f"{name} is a folder, not a picture")
     try:
-        return open(path, "rb")
-    except IsADirectoryError:
-        raise ImageError(f"{name} is a folder, not a picture") from None
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path.
+        return read_file(path, ImageError, ImageNotFoundError, "picture_bytes", pipe=True)
+    except ImageNotFoundError:
         raise ImageNotFoundError(f"there is no picture at {name}") from None
-    except OSError as error:
-        raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
-def _whole(file: BinaryIO, name: str) -> BinaryIO:
-    """What a pipe has to say, which can be read only once."""
-    content = file.read(_LARGEST_PIPE + 1)
-    if len(content) > _LARGEST_PIPE:
-        raise ImageError(f"{name} has more than {_LARGEST_PIPE} bytes")
-    return io.BytesIO(content)
-
-
-def _read(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    image = _read_header(file, name)
-    _decode(image, name, max_pixels)
-    return _to_rgb(image)
-
-
-def _decode(image: Image.Image, name: str, max_pixels: int) -> None:
+def _read(content: bytes, name: str, max_pixels: int | None) -> Image.Image:
+    image = open_picture(content, name)
     _check_size(image.size, name, max_pixels)
-    try:
-        image.load()
-    except Exception as error:  # Decoders raise any exception of their parsers.
-        raise ImageError(f"{name} is damaged and cannot be decoded: {error}") from error
+    return _to_rgb(decode_file(content, image, name))
 
 
-def _read_header(file: BinaryIO, name: str) -> Image.Image:
-    """A picture whose size is known and whose pixels are not decoded yet. `Image.open` would do the
-    same, but it warns or fails by a global limit of its own, before the size can be reported."""
-    Image.init()
-    prefix = file.read(16)
-    if not prefix:
-        raise ImageError(f"{name} is an empty file")
-    for kind in FORMATS:
-        if kind not in Image.OPEN:
-            continue
-        factory, accepts = Image.OPEN[kind]
-        # For a format that this build of Pillow lacks, the result is a sentence instead of True.
-        if accepts is not None and accepts(prefix.ljust(16, b"\0")) is not True:
-            continue
-        file.seek(0)
-        try:
-            return factory(file, "")
-        except Exception as error:
-            raise ImageError(f"{name} is a damaged {kind} file: {error}") from error
-    raise ImageError(f"{name} is not a picture in a known format ({', '.join(FORMATS)})")
-
-
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty: {width}×{height} pixels")
-    if width * height > max_pixels:
+    if max(width, height) > limits().picture_side:
+        raise ImageError(f"{name} has {width}×{height} pixels; {the_limit('picture_side')} a side")
+    most = limits().picture_pixels if max_pixels is None else max_pixels
+    if width * height > most:
+        way = f" ({variable('picture_pixels')})" if max_pixels is None else ""
         raise ImageError(
-            f"{name} has {width}×{height} pixels; the limit is {max_pixels / 1e6:g} megapixels"
+            f"{name} has {width}×{height} pixels; the limit is {most / 1e6:g} megapixels{way}"
         )
 
 
@@ -151,16 +114,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Grey values [H, W] of a deep picture; Pillow's own conversion clips them to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-    low, high = float(values.min()), float(values.max())
+    """Grey values [H, W] of a deep picture; Pillow's own conversion clips them to white. It goes
+    band by band, as float64 takes eight times the memory of the result."""
+    bands = [
+        (0, top, image.width, min(top + _BAND, image.height))
+        for top in range(0, image.height, _BAND)
+    ]
+    ends = [(float(band.min()), float(band.max())) for band in map(partial(_band, image), bands)]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     # Files of 16 bits are met as mode "I", too.
     sixteen = image.mode == "I" and low >= 0 and 255 < high < 65536
-    if image.mode in _SIXTEEN_BIT_MODES or sixteen:
-        values = values / 257
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        values = values * 255
-    elif low < high and (low < 0 or high > 255):
-        values = (values - low) / (high - low) * 255
-    grey: npt.NDArray[np.uint8] = np.rint(values.clip(0, 255)).astype(np.uint8)
+    grey = np.empty((image.height, image.width), np.uint8)
+    for box in bands:
+        values = _band(image, box)
+        if image.mode in _SIXTEEN_BIT_MODES or sixteen:
+            values = values / 257
+        elif image.mode == "F" and low >= 0 and high <= 1:
+            values = values * 255
+        elif low < high and (low < 0 or high > 255):
+            values = (values - low) / (high - low) * 255
+        grey[box[1] : box[3]] = np.rint(values.clip(0, 255))
     return grey
+
+
+def _band(image: Image.Image, box: tuple[int, int, int, int]) -> npt.NDArray[np.float64]:
+    """The values of some rows, of which those that are no number are zero."""
+    values = np.asarray(image.crop(box), dtype=np.float64)
+    return np.nan_to_num(values, posinf=0, neginf=0)

@@ -16,7 +16,10 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from paddle_recomp.errors import CheckpointError
+from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
+from paddle_recomp.files import read_file
+from paddle_recomp.json_files import one_line
+from paddle_recomp.limits import limits, the_limit
 
 SPACE = "\u2581"
 """SentencePiece writes this for a space."""
@@ -57,10 +60,7 @@ def load(path: Path, *, legacy: bool = True, prefix: bool = True) -> Tokenizer:
     """The tokenizer of a `tokenizer.model` file; see `build`.
 
     Raises: CheckpointError as `parse`, or when the file cannot be read."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    data = read_file(path, CheckpointError, CheckpointNotFoundError, "sentencepiece_bytes")
     return build(parse(data, str(path)), legacy=legacy, prefix=prefix)
 
 
@@ -83,6 +83,8 @@ def parse(data: bytes, name: str) -> SentencePieceModel:
                 dummy_prefix = bool(_last_int(spec, 3, True))
                 collapse = bool(_last_int(spec, 4, True))
         texts = {piece.text for piece in pieces}
+        if (letters := max(map(len, texts), default=0)) > limits().piece_letters:
+            raise ValueError(f"a piece has {letters} letters; {the_limit('piece_letters')}")
         if not pieces or len(texts) < len(pieces):
             raise ValueError("no pieces, or a piece twice")
     except ValueError as error:  # UnicodeDecodeError is one, too.
@@ -92,8 +94,9 @@ def parse(data: bytes, name: str) -> SentencePieceModel:
         raise CheckpointError(f"{name} is a SentencePiece {kind} model; only BPE is supported")
     if rule not in ("", "identity") or collapse:
         raise CheckpointError(
-            f"{name} normalises text ({rule or 'no rule'}, remove_extra_whitespaces={collapse}); "
-            "only identity normalisation that keeps white space, as Llama's, is supported"
+            f"{name} normalises text ({one_line(rule) or 'no rule'}, "
+            f"remove_extra_whitespaces={collapse}); only identity normalisation that keeps white "
+            "space, as Llama's, is supported"
         )
     return SentencePieceModel(tuple(pieces), dummy_prefix)
 

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from paddle_recomp.json_files import read_json
+from paddle_recomp.files import is_file
+from paddle_recomp.json_files import one_line, read_bytes, read_json, shown
 from paddle_recomp.preprocess import sentencepiece
 from paddle_recomp.preprocess.chat_template import (
     IMAGE_PLACEHOLDER,
@@ -23,6 +24,7 @@ from paddle_recomp.preprocess.chat_template import (
     without_images,
 )
 from paddle_recomp.preprocess.prompt_ids import PromptEncoder
+from paddle_recomp.preprocess.rust_errors import check, guarded
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = (
@@ -47,6 +49,7 @@ class ClipTokenizer:
         self._tokenizer = tokenizer
 
     @classmethod
+    @guarded
     def from_folder(cls, folder: str | os.PathLike[str]) -> ClipTokenizer:
         """Read tokenizer.json, or else vocab.json and merges.txt.
 
@@ -54,9 +57,9 @@ class ClipTokenizer:
         file."""
         path, vocabulary = Path(folder) / "tokenizer.json", Path(folder) / "vocab.json"
         merges = Path(folder) / "merges.txt"
-        if path.is_file():
+        if is_file(path):
             tokenizer = load_tokenizer(path)
-        elif vocabulary.is_file() and merges.is_file():
+        elif is_file(vocabulary) and is_file(merges):
             path, tokenizer = vocabulary, _clip_bpe(vocabulary, merges)
         else:
             raise CheckpointNotFoundError(
@@ -68,6 +71,7 @@ class ClipTokenizer:
             raise CheckpointError(f"{path} has no {CLIP_START} or no {CLIP_END}: it is not CLIP's")
         return cls(tokenizer, start, end)
 
+    @guarded
     def to_json(self) -> str:
         """The content of a tokenizer.json that gives the same ids, whatever was read."""
         text: str = self._tokenizer.to_str(pretty=True)
@@ -81,6 +85,7 @@ class ClipTokenizer:
         special = {number for number, token in added.items() if token.special}
         return max({*(ids - special), self.start_id, self.end_id})
 
+    @guarded
     def encode(
         self, texts: Sequence[str], max_length: int
     ) -> tuple[npt.NDArray[np.int64], list[bool]]:
@@ -137,6 +142,7 @@ class LanguageTokenizer:
         self._byte_ids = frozenset(n for text, n in vocabulary.items() if _BYTE.fullmatch(text))
 
     @classmethod
+    @guarded
     def from_folder(
         cls,
         folder: str | os.PathLike[str],
@@ -152,9 +158,9 @@ class LanguageTokenizer:
         folder = Path(folder)
         fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
         config = _optional_json(folder / "tokenizer_config.json")
-        if fast.is_file():
+        if is_file(fast):
             tokenizer = load_tokenizer(fast)
-        elif slow.is_file():
+        elif is_file(slow):
             # A folder that does not say it means the older behaviour.
             legacy = _switch(folder, config, "legacy", True)
             prefix = _switch(folder, config, "add_prefix_space", "add_prefix_space" not in config)
@@ -165,7 +171,7 @@ class LanguageTokenizer:
             )
         bos = _token_id(tokenizer, config, "bos_token", "<s>")
         # A tokenizer.json can also add a token at the end.
-        adds_bos = not fast.is_file() or tokenizer.encode("").ids[:1] == [bos]
+        adds_bos = not is_file(fast) or tokenizer.encode("").ids[:1] == [bos]
         eos = _token_id(tokenizer, config, "eos_token", "</s>")
         added = tokenizer.get_added_tokens_decoder()
         places = [n for n, token in added.items() if token.content == IMAGE_PLACEHOLDER]
@@ -179,6 +185,7 @@ class LanguageTokenizer:
             template=template,
         )
 
+    @guarded
     def to_json(self) -> str:
         """The content of a tokenizer.json that gives the same ids, whatever was read."""
         text: str = self._tokenizer.to_str(pretty=True)
@@ -201,6 +208,7 @@ class LanguageTokenizer:
         """The text of the token that begins every prompt; empty where none does."""
         return "" if self.bos_token_id is None else self._tokenizer.id_to_token(self.bos_token_id)
 
+    @guarded
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt, one beginning-of-text id in front, which the template may have
         written itself, and IMAGE_TOKEN for each picture. What was said is never control."""
@@ -209,11 +217,13 @@ class LanguageTokenizer:
             return ids
         return [self.bos_token_id, *ids]
 
+    @guarded
     def encode_words(self, text: str) -> list[int]:
         """The ids of the words of a text by themselves: no beginning of text, no places of
         pictures."""
         return self._prompt_ids(Prompt.said(without_images(text)))
 
+    @guarded
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special or unknown tokens and places of pictures."""
         text: str = self._tokenizer.decode([number for number in ids if number in self._text_ids])
@@ -259,16 +269,29 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json of Hugging Face's tokenizers.
 
     Raises: CheckpointError when it cannot be read or is not one."""
+    content = read_bytes(path, CheckpointError, CheckpointNotFoundError)
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises plain Exception for everything.
-        raise CheckpointError(f"{path} is not a usable tokenizer: {error}") from error
+        tokenizer = guarded(Tokenizer.from_buffer)(content)
+        check(tokenizer)
+    except Exception as error:  # The library has no class of its own for what it cannot read.
+        raise CheckpointError(f"{path} is not a usable tokenizer: {one_line(error, 300)}") from None
+    return tokenizer
+
+
+@guarded
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text without anything around them.
+
+    Raises: CheckpointError where the tokenizer fails."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def _clip_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
     """CLIP's byte-level BPE with `</w>` at the end of words, from its two files."""
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        text = read_bytes(merges, CheckpointError, CheckpointNotFoundError).decode("utf-8")
+        lines = text.split("\n")
         pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
         model = BPE(
             vocab=read_json(vocabulary),
@@ -279,7 +302,9 @@ def _clip_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
     except CheckpointError:
         raise
     except Exception as error:  # The library raises plain Exception for everything.
-        raise CheckpointError(f"{vocabulary} and {merges.name} are broken: {error}") from error
+        raise CheckpointError(
+            f"{vocabulary} and {merges.name} are broken: {one_line(error, 200)}"
+        ) from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -296,7 +321,7 @@ def _clip_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_file(path) else {}
 
 
 def _switch(folder: Path, config: dict[str, Any], key: str, default: bool) -> bool:
@@ -304,7 +329,7 @@ def _switch(folder: Path, config: dict[str, Any], key: str, default: bool) -> bo
     value = config.get(key)
     if value is not None and type(value) is not bool:
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'}: {key} is {value!r}; expected true or false"
+            f"{folder / 'tokenizer_config.json'}: {key} is {shown(value)}; expected true or false"
         )
     return default if value is None else value
 

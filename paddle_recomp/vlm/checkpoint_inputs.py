@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from paddle_recomp.checkpoint import Checkpoint, prompt_format
 from paddle_recomp.errors import CheckpointError
+from paddle_recomp.files import is_file
 from paddle_recomp.preprocess import (
     IMAGE_PLACEHOLDER,
     ChatTemplate,
@@ -82,11 +83,17 @@ def image_processor(checkpoint: Checkpoint) -> ImageProcessor:
 
     Raises: CheckpointError."""
     own = any(
-        (checkpoint.model_dir / name).is_file()
+        is_file(checkpoint.model_dir / name)
         for name in ("preprocessor_config.json", "processor_config.json")
     )
-    return ImageProcessor.from_folder(
-        # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
-        checkpoint.model_dir if own else checkpoint.clip_dir,
-        aspect="pad" if checkpoint.spec.pad_to_square else None,
+    # The original LLaVA layout has none of its own: it prepares pictures as CLIP does.
+    folder = checkpoint.model_dir if own else checkpoint.clip_dir
+    processor = ImageProcessor.from_folder(
+        folder, aspect="pad" if checkpoint.spec.pad_to_square else None
     )
+    if processor.crop != (side := checkpoint.spec.vision.image_size):
+        raise CheckpointError(
+            f"{folder}: pictures are prepared to {processor.crop} pixels a side, but the vision "
+            f"tower takes {side}"
+        )
+    return processor

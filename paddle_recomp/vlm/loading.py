@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from paddle_recomp.backends.base import Backend
-from paddle_recomp.bundle import MANIFEST, Bundle, open_bundle
+from paddle_recomp.bundle import MANIFEST, SUMS, Bundle, open_bundle
 from paddle_recomp.bundle.contract import PIPELINE, VISION_OUTPUTS, Graph
 from paddle_recomp.checkpoint import PARTS, Checkpoint, open_checkpoint
 from paddle_recomp.compression.config import CompressionConfig
 from paddle_recomp.compression.registry import METHODS
 from paddle_recomp.errors import BundleError, ConfigError, MissingDependencyError
+from paddle_recomp.files import is_file
 from paddle_recomp.json_files import shown
 from paddle_recomp.llm.base import LanguageModel
 from paddle_recomp.preprocess import ChatTemplate
@@ -70,7 +71,9 @@ def find(
 
     Raises: as `find_checkpoint` and `open_bundle`."""
     folder = demo_bundle_folder() if str(model) == DEMO else Path(model)
-    if str(model) == DEMO_CHECKPOINT or not (str(model) == DEMO or (folder / MANIFEST).is_file()):
+    # A bundle without its recomp.json is told apart from a checkpoint by its checksums.
+    bundle = str(model) == DEMO or any(is_file(folder / name) for name in (MANIFEST, SUMS))
+    if str(model) == DEMO_CHECKPOINT or not bundle:
         if compress is not None:
             raise ConfigError(
                 f"{model} is a checkpoint; a compressor {compress!r} is chosen for a bundle"

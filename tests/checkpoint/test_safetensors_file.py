@@ -13,6 +13,7 @@ from paddle_recomp.checkpoint.safetensors_file import read_safetensors
 from paddle_recomp.checkpoint.tensors import load
 from paddle_recomp.errors import CheckpointError
 from tests.checkpoint.writers import write_raw_safetensors, write_safetensors
+from tests.limited import limited
 
 
 def entry(begin: int = 0, end: int = 24, dtype: Any = "F32", shape: Any = (2, 3)) -> dict[str, Any]:
@@ -92,6 +93,43 @@ def test_header_longer_than_the_file(tmp_path: Path, length: int) -> None:
     path.write_bytes(length.to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match=f"claims {length} bytes in a file of 10"):
         read_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ('json.dumps({"a": entry([1] * 10**6)})', "a has 1000000 axes; the limit is 32 (RECOMP_"),
+        ('json.dumps({"a": entry([10**4199])})', "integer of 4200 digits; the limit is 100 ("),
+        ('json.dumps({"a": entry([10**99] * 32)})', "a has no valid shape"),
+        ('json.dumps({"a": entry([2**63 - 1] * 32)})', "but F32 [9223372036854775807, 9223"),
+        ("'{' + ','.join(f'\"{i}\":0' for i in range(1_500_000)) + '}'", "the limit is 16000000 ("),
+        (
+            "'{' + ','.join(f'\"{i}\":0' for i in range(110_000)) + '}'",
+            "has 110000 tensors; the lim",
+        ),
+        ("'{\"a\":[' + '[],' * 4_000_000 + '1]}'", "it has 8000002 values; the limit is 4000000"),
+        ("'{\"a\":' + '[' * 15_000_000", "values; the limit is 4000000 (RECOMP_LIMIT_JSON_VALUES"),
+        ("'{\"' + 'a' * 15_000_000 + '\":1}'", "aaa… has no description"),
+        ('json.dumps({"a": {"dtype": "x" * 10**7}})', "has the unknown dtype 'xxx"),
+    ],
+    ids=range(10),
+)
+def test_a_header_that_asks_for_much_is_refused(tmp_path: Path, header: str, message: str) -> None:
+    code = f"""
+import json
+from pathlib import Path
+from paddle_recomp.checkpoint.safetensors_file import read_safetensors
+def entry(shape):
+    return {{"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+raw = ({header}).encode()
+Path("w.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+del raw
+read_safetensors(Path("w.safetensors"))
+"""
+    said = limited(code, megabytes=700, folder=tmp_path)
+    assert said.startswith("CheckpointError: w.safetensors")
+    assert message in said
+    assert len(said) < 400
 
 
 def test_truncated_at_every_length(tmp_path: Path) -> None:

@@ -313,9 +313,9 @@ def test_a_pipe_and_a_path_that_comes_twice(tmp_path: Path, monkeypatch: Any) ->
     assert first is second
     np.testing.assert_array_equal(np.asarray(first), np.asarray(noise()))
 
-    monkeypatch.setattr("paddle_recomp.preprocess.images._LARGEST_PIPE", len(content) - 1)
+    monkeypatch.setenv("RECOMP_LIMIT_PICTURE_BYTES", str(len(content) - 1))
     writer = threading.Thread(target=path.write_bytes, args=[content])
     writer.start()
-    with pytest.raises(ImageError, match=r"pipe\.png' has more than \d+ bytes"):
+    with pytest.raises(ImageError, match=r"pipe\.png has more bytes; the limit is \d+ \("):
         load_image(path)
     writer.join()
