@@ -17,14 +17,15 @@ from .shapes import dtype_of, shapes_of
 
 TOLERANCE = 1e-4
 """Largest difference of a float output, relative to the largest value of the array."""
-BATCH, WORDS = 4, 6
+BATCH, WORDS = 5, 6
 
 
 def sample_inputs(
     names: Sequence[str], spec: ModelSpec, batch: int = BATCH
 ) -> dict[str, np.ndarray]:
     """Noise, the same each time, in which a few patches stand out. Each image has another budget:
-    the filter's own number, a cap, an exact number, everything."""
+    the filter's own number, a cap, an exact number, everything. In a fifth image all visual scores
+    have underflowed to zero."""
     rng, shapes, size = np.random.default_rng(0), shapes_of(spec), spec.vision.num_patches
     arrays: dict[str, np.ndarray] = {}
     for name in names:
@@ -36,7 +37,9 @@ def sample_inputs(
         arrays["question_ids"] = ids
     if "visual_score" in arrays:
         score = np.exp(2 * arrays["visual_score"])
-        arrays["visual_score"] = score / score.sum(axis=1, keepdims=True)
+        score = score / score.sum(axis=1, keepdims=True)
+        score[4:5] = 0
+        arrays["visual_score"] = score
     if "token_bounds" in arrays:
         eighth, quarter = max(size // 8, 1), max(size // 4, 1)
         budgets = [(1, size), (1, eighth), (quarter, quarter), (size, size)]

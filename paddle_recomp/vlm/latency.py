@@ -127,7 +127,8 @@ class LatencyProfile:
         if ttft_ms < seeing + rest:
             raise ConfigError(
                 f"ttft_ms is {ttft_ms:g}; on this machine the first token of the answer takes at "
-                f"least {seeing + rest:.1f} ms: {seeing:.1f} for seeing {new_images} pictures, "
+                f"least {seeing + rest:.1f} ms: {seeing:.1f} for seeing {new_images} "
+                f"picture{'s' * (new_images != 1)}, "
                 f"{rest:.1f} for {reading.words} positions of text and one token of each picture"
             )
 

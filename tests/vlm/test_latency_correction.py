@@ -187,14 +187,14 @@ def test_a_picture_in_the_cache_needs_no_time_to_be_seen(
     vlm, _ = cached
     vlm.latency()
     budget = TokenBudget(ttft_ms=19e3)
-    with pytest.raises(ConfigError, match=r"20000\.0 for seeing 1 pictures"):
+    with pytest.raises(ConfigError, match=r"20000\.0 for seeing 1 picture,"):
         vlm.ask(PICTURES[0], QUESTIONS[0], budget, SHORT)
     vlm.see(PICTURES[0])
     machine.ran.clear()
     answer = vlm.ask(PICTURES[0], QUESTIONS[0], budget, SHORT)
     assert "vision" not in machine.ran
     assert 18.8 < answer.timing.first_token <= 19
-    with pytest.raises(ConfigError, match=r"20000\.0 for seeing 1 pictures"):
+    with pytest.raises(ConfigError, match=r"20000\.0 for seeing 1 picture,"):
         vlm.ask(PICTURES[:2], QUESTIONS[0], budget, SHORT)
     for _ in range(9):
         vlm.ask(PICTURES[0], QUESTIONS[0], AMPLE, SHORT)
