@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from paddle_recomp.backends.onnx import OnnxBackend
 from paddle_recomp.bundle import MANIFEST, Bundle
-from paddle_recomp.bundle.contract import VISION_OUTPUTS
+from paddle_recomp.bundle.contract import SCORES, VISION_OUTPUTS
 from paddle_recomp.bundle.golden import CASES, Limits
 from paddle_recomp.config import TokenBudget
 from paddle_recomp.files import is_file
@@ -87,6 +88,12 @@ def record(bundle: Bundle, cosine: float | None) -> dict[str, str]:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (bundle.folder / CASES).write_text(text + "\n", encoding="utf-8", newline="\n")
     return {"cases": CASES}
+
+
+def least_cosine(kept: Mapping[str, float]) -> float:
+    """Of what INT8 towers keep to float, the least. Scores are one vector for a picture, which
+    scatters more than the mean of many."""
+    return min(value for name, value in kept.items() if name not in SCORES)
 
 
 def limits_of(bundle: Bundle, cosine: float | None) -> Limits:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paddle_recomp.bundle import open_bundle
-from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, SCORES, Graph
+from paddle_recomp.bundle.contract import FROM_THE_LANGUAGE_MODEL, Graph
 from paddle_recomp.checkpoint import Checkpoint
 from paddle_recomp.vlm.checkpoint_inputs import image_processor, language_side, question_tokenizer
 
@@ -19,7 +19,7 @@ from .calibration import Quantisation, Samples, load_samples, words_of
 from .convert import Job, convert
 from .decoder.write import describe_decoder, write_decoder
 from .fuse import fuse
-from .golden import record
+from .golden import least_cosine, record
 from .manifest import (
     CLIP_TOKENIZER,
     LANGUAGE_TOKENIZER,
@@ -181,9 +181,7 @@ def record_golden(work: Work) -> None:
     """The golden cases, recorded from the bundle as it stands."""
     write_manifest(work.folder, work.manifest)
     quantised = work.manifest.get("quantised")
-    # Scores are single vectors, which scatter more than the mean of many.
-    vectors = [] if quantised is None else [*quantised["cosine"].items()]
-    cosine = min((value for name, value in vectors if name not in SCORES), default=None)
+    cosine = None if quantised is None else least_cosine(quantised["cosine"])
     work.manifest["golden"] = record(open_bundle(work.folder), cosine)
 
 
