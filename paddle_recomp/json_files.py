@@ -94,7 +94,8 @@ def _check_content(value: object) -> None:
 
     Raises: ValueError."""
     bounds = limits()
-    largest = 10**bounds.json_digits
+    # Python itself reads no more digits than 4300.
+    largest = 10 ** min(bounds.json_digits, 4300)
     level, depth = [value], 0
     while level:
         if depth > bounds.json_depth:
