@@ -88,7 +88,8 @@ def test_a_chat_shows_answers_as_they_are(kind: type[io.StringIO], bundle: VLM) 
     assert r"> what is [red] at 1:100:5 \x1b[2J?" in history
 
 
-def test_lines_and_cells_are_plain() -> None:
+def test_lines_and_cells_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # Which would be obeyed.
     file = io.StringIO()
     console = PlainConsole(file=file)
     console.say("[red]:smile: \x1b[31m " + "long " * 40)
