@@ -169,21 +169,21 @@ def _exchange(own: Path, target: Path) -> None:
     Raises: ExportError when something came; OSError."""
     new, old = own / _NEW, own / _OLD
     while not _put(new, target):
-        _check_replaceable(target, target)
-        if _renameat2(new, target):
-            try:
-                _check_replaceable(new, target)
-            except ExportError:
-                _renameat2(new, target)
-                raise
-            return
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
         try:
-            _check_replaceable(old, target)
+            _check_replaceable(target, target)
+            exchanged = _renameat2(new, target)
+            if not exchanged:
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+        except FileNotFoundError:  # Another export is moving it just now.
+            continue
+        try:
+            _check_replaceable(new if exchanged else old, target)
         except ExportError:
-            old.rename(target)
+            _renameat2(new, target) if exchanged else old.rename(target)
             raise
+        if exchanged:
+            return
 
 
 def _put(new: Path, target: Path) -> bool:

@@ -88,12 +88,12 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
             elif exact or runtime != RuntimeOptions():
                 raise ConfigError("with --model, everything that runs the bundle here is compared")
             else:
+                with export_required():
+                    rows = load()(folder, model, clip, pictures, chat_template)
                 bundle = open_bundle(folder)
                 if golden_files(bundle):
                     # Not replayed here, but nobody shall find them broken later.
                     read_golden(bundle)
-                with export_required():
-                    rows = load()(folder, model, clip, pictures, chat_template)
         _report(folder, rows, report, quiet)
 
     app.command()(verify)

@@ -186,7 +186,7 @@ def test_the_compressor_stays_in_float32(
     difference = np.abs(pair[0] - pair[1]).max() / np.abs(pair[0]).max()
     assert 1e-4 < difference < 0.01, "vision is not in bfloat16"
     one_shot = bf16.run("encoder", wanted("encoder", inputs))
-    assert one_shot["token_count"].shape == (4,)
+    assert one_shot["token_count"].shape == inputs["token_bounds"].shape[:1]
 
 
 @has_bf16
