@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -57,23 +57,38 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     written."""
     try:
         target = Path(os.path.realpath(target))
-        _check_replaceable(target, target)
         if Path.cwd().is_relative_to(target):
             raise ExportError(
                 f"{target} is the folder that you are in, which an export replaces; choose another"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
+        with _alone(target.parent):
+            _check_replaceable(target, target)
+            _remove_abandoned(target)
         with _own_folder(target) as own:
             new = own / _NEW
             new.mkdir()
             yield new
             _flush(new)
-            _exchange(own, target)
+            with _alone(target.parent):
+                _exchange(own, target)
     except RecompError:
         raise
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets no other export change the names in a folder, for the moment that this one looks or
+    exchanges. A file system without locks lets everybody."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_replaceable(folder: Path, target: Path) -> None:
@@ -169,21 +184,21 @@ def _exchange(own: Path, target: Path) -> None:
     Raises: ExportError when something came; OSError."""
     new, old = own / _NEW, own / _OLD
     while not _put(new, target):
-        try:
-            _check_replaceable(target, target)
-            exchanged = _renameat2(new, target)
-            if not exchanged:
-                shutil.rmtree(old, ignore_errors=True)
-                target.rename(old)
-        except FileNotFoundError:  # Another export is moving it just now.
-            continue
-        try:
-            _check_replaceable(new if exchanged else old, target)
-        except ExportError:
-            _renameat2(new, target) if exchanged else old.rename(target)
-            raise
-        if exchanged:
+        _check_replaceable(target, target)
+        if _renameat2(new, target):
+            try:
+                _check_replaceable(new, target)
+            except ExportError:
+                _renameat2(new, target)
+                raise
             return
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        try:
+            _check_replaceable(old, target)
+        except ExportError:
+            old.rename(target)
+            raise
 
 
 def _put(new: Path, target: Path) -> bool:
