@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paddle_recomp.errors import BundleError
+from paddle_recomp.protobuf import fields
 
 _TENSOR = {13: "entry"}
 _ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"}
@@ -43,53 +44,22 @@ def external_files(path: Path) -> set[str]:
                 return set(_locations(view, "model", 0))
             finally:
                 view.release()
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} is not an ONNX model: {error}") from error
 
 
 def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
     if depth > _DEEPEST:
         raise ValueError(f"messages more than {_DEEPEST} deep")
-    for number, value in _fields(message):
+    for number, value in fields(message):
+        if not isinstance(value, memoryview):
+            continue
         inner = _FIELDS[kind].get(number)
         if inner == "entry":
-            pair = {field: bytes(text).decode() for field, text in _fields(value)}
+            texts = [item for item in fields(value) if isinstance(item[1], memoryview)]
+            pair = {field: bytes(text).decode() for field, text in texts}
             if pair.get(1) == _KEY.decode():
                 yield pair.get(2, "")
         elif inner is not None:
             yield from _locations(value, inner, depth + 1)
         value.release()
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field that has a length; numbers are passed over."""
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
-        wire = tag & 7
-        if wire == 0:
-            _, place = _varint(message, place)
-        elif wire == 2:
-            length, place = _varint(message, place)
-            if length > len(message) - place:
-                raise ValueError(
-                    f"a field of {length} bytes at byte {place} goes beyond its message"
-                )
-            yield tag >> 3, message[place : place + length]
-            place += length
-        elif wire in (1, 5):
-            place += 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire} at byte {place}")
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """The number at a place, and the place behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError(f"a number of more than ten bytes at byte {place}")

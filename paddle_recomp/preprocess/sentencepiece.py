@@ -7,7 +7,6 @@ ModelProto.normalizer_spec (3: name 1, add_dummy_prefix 3, remove_extra_whitespa
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -20,6 +19,7 @@ from paddle_recomp.errors import CheckpointError, CheckpointNotFoundError
 from paddle_recomp.files import read_file
 from paddle_recomp.json_files import one_line
 from paddle_recomp.limits import limits, the_limit
+from paddle_recomp.protobuf import fields
 
 SPACE = "\u2581"
 """SentencePiece writes this for a space."""
@@ -72,14 +72,14 @@ def parse(data: bytes, name: str) -> SentencePieceModel:
     pieces: list[Piece] = []
     model_type, rule, dummy_prefix, collapse = 1, "", True, True
     try:
-        for field, value in _fields(data):
+        for field, value in fields(memoryview(data)):
             if field == 1:
                 pieces.append(_piece(_bytes(value)))
             elif field == 2:
                 model_type = _last_int(_bytes(value), 3, model_type)
             elif field == 3:
                 spec = _bytes(value)
-                rule = "".join(_bytes(v).decode() for f, v in _fields(spec) if f == 1)
+                rule = "".join(_bytes(v).decode() for f, v in fields(memoryview(spec)) if f == 1)
                 dummy_prefix = bool(_last_int(spec, 3, True))
                 collapse = bool(_last_int(spec, 4, True))
         texts = {piece.text for piece in pieces}
@@ -156,7 +156,7 @@ def build(model: SentencePieceModel, *, legacy: bool = True, prefix: bool = True
 
 def _piece(data: bytes) -> Piece:
     text, score, kind = "", 0.0, int(PieceType.NORMAL)
-    for field, value in _fields(data):
+    for field, value in fields(memoryview(data)):
         if field == 1:
             text = _bytes(value).decode()
         elif field == 2:
@@ -168,51 +168,15 @@ def _piece(data: bytes) -> Piece:
     return Piece(text, score, PieceType(kind))
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value: an int for a varint, else the bytes."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        kind, value = tag & 7, None
-        if kind == 0:
-            value, position = _varint(data, position)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            length, position = _varint(data, position)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind} at byte {position}")
-        if length > len(data) - position:
-            raise ValueError(f"it ends inside a field at byte {position}")
-        yield tag >> 3, data[position : position + length]
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number at `position`, and the position after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise ValueError(f"it ends inside a number at byte {position}")
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise ValueError(f"a number of more than ten bytes at byte {position}")
-
-
-def _bytes(value: int | bytes, length: int | None = None) -> bytes:
+def _bytes(value: int | bytes | memoryview, length: int | None = None) -> bytes:
     if isinstance(value, int) or (length is not None and len(value) != length):
         raise ValueError("a field of the wrong type")
-    return value
+    return bytes(value)
 
 
 def _last_int(data: bytes, field: int, default: int) -> int:
     """An optional scalar: the last one counts, as in every protocol buffer."""
-    for number, value in _fields(data):
+    for number, value in fields(memoryview(data)):
         if number == field and isinstance(value, int):
             default = value
     return default
