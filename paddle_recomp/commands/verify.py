@@ -13,7 +13,7 @@ from rich.table import Table
 
 from paddle_recomp.bundle import open_bundle
 from paddle_recomp.bundle.comparison import Comparison
-from paddle_recomp.bundle.golden import golden_files, read_golden
+from paddle_recomp.bundle.golden import read_golden
 from paddle_recomp.commands.console import quiet_paddle, warnings_as_lines
 from paddle_recomp.commands.export_tools import export_required
 from paddle_recomp.commands.options import (
@@ -89,11 +89,12 @@ def add_verify(app: typer.Typer, load: Callable[[], Compare]) -> None:
                 raise ConfigError("with --model, everything that runs the bundle here is compared")
             else:
                 with export_required():
-                    rows = load()(folder, model, clip, pictures, chat_template)
-                bundle = open_bundle(folder)
-                if golden_files(bundle):
-                    # Not replayed here, but nobody shall find them broken later.
-                    read_golden(bundle)
+                    compare = load()
+                    bundle = open_bundle(folder)
+                    if bundle.golden is not None:
+                        # Not replayed here, but nobody shall find them broken later.
+                        read_golden(bundle)
+                    rows = compare(folder, model, clip, pictures, chat_template)
         _report(folder, rows, report, quiet)
 
     app.command()(verify)

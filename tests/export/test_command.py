@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -13,9 +14,10 @@ import pytest
 
 import export
 import paddle_recomp
-from paddle_recomp.bundle import Bundle
+from paddle_recomp.bundle import Bundle, write_checksums
 from paddle_recomp.commands import export_tools
 from paddle_recomp.commands.main import main
+from paddle_recomp.vlm.demo import demo_bundle_folder
 from tests.hiding import without
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +128,14 @@ def test_without_the_tools_it_is_one_line(
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "pip install 'paddle-recomp[paddle,export]'" in line
+
+
+def test_golden_cases_that_cannot_be_replayed_are_found_before_the_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(demo_bundle_folder(), tmp_path / "bundle"))
+    (folder / "golden" / "cases.json").write_text('{"cases": []}')
+    write_checksums(folder)
+    assert main(["verify", str(folder), "--model", "demo", "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cases.json" in line
